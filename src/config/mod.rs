@@ -1,0 +1,139 @@
+//! Configuration: the file as written, checked into values, or all its problems.
+
+pub mod check;
+pub mod file;
+pub mod units;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::IpNet;
+
+use crate::route::Route;
+use crate::store::StoreConfig;
+use crate::telemetry::LogConfig;
+use crate::upstream::UpstreamConfig;
+
+/// A checked configuration.
+pub struct Config {
+    /// `[server]`.
+    pub server: ServerConfig,
+    /// `[admin]`; none: no admin listener.
+    pub admin: Option<AdminConfig>,
+    /// `[log]`.
+    pub log: LogConfig,
+    /// `[memory]` and `[redis]`.
+    pub store: StoreConfig,
+    /// `memory.max_filling`, in bytes.
+    pub max_filling: u64,
+    /// `[upstream.*]`.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// `[[route]]`, in the order of the file.
+    pub routes: Vec<Route>,
+    /// A fingerprint of each section that only a restart can change (`server.listen`, `server.threads`, `admin`,
+    /// `memory`, `redis`), so that a reload can name the ones that differ.
+    pub fixed: Vec<(&'static str, u64)>,
+}
+
+/// Reads and checks a file: the configuration with its warnings, or every problem.
+pub fn load(path: &std::path::Path) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+    todo!("{path:?}")
+}
+
+/// Checks the text of a file named `name`.
+pub fn parse(name: &str, text: &str) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+    todo!("{name} {text}")
+}
+
+/// `[server]`, checked.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub listen: Vec<Listen>,
+    /// Workers; at least 1.
+    pub threads: usize,
+    /// Whose X-Forwarded-* count.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// The allowed hosts, normalised, without port; empty: any valid one.
+    pub hosts: Arc<[Box<str>]>,
+    /// The upstream of what no route matches; none: 404.
+    pub fallback: Option<Arc<str>>,
+    /// Believed from trusted proxies alone.
+    pub client_ip_header: Option<HeaderName>,
+    /// How long in-flight requests may take to end.
+    pub drain_timeout: Duration,
+    /// `/cache-stats` on the proxy's own port.
+    pub stats: Stats,
+    /// Whether responses carry Cache-Status.
+    pub cache_status: bool,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// One listener.
+#[derive(Clone)]
+pub struct Listen {
+    /// Its address.
+    pub address: SocketAddr,
+    /// TLS with ALPN h2 and http/1.1, where set.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// `/cache-stats` on the proxy's own port.
+#[derive(Clone)]
+pub struct Stats {
+    /// Its path.
+    pub path: Box<str>,
+    /// Who may see it.
+    pub allow: Arc<[IpNet]>,
+}
+
+/// `[server.limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request head; above it 431.
+    pub header_size: u64,
+    /// Fields of a request; above it 431.
+    pub header_count: usize,
+    /// Bytes of a target; above it 414.
+    pub uri_length: usize,
+    /// Connections at one time; above it accepting waits.
+    pub connections: usize,
+    /// Until a request head is complete.
+    pub header_timeout: Duration,
+    /// A connection without a request.
+    pub idle_timeout: Duration,
+    /// Between bytes of a request's content.
+    pub body_idle_timeout: Duration,
+}
+
+/// `[admin]`, checked.
+#[derive(Clone)]
+pub struct AdminConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The bearer token; none on loopback.
+    pub token: Option<String>,
+}
+
+/// A problem of a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line, from 1; 0 where none applies.
+    pub line: usize,
+    /// What is wrong and what was expected, with the key and the value.
+    pub message: String,
+    /// Warnings do not refuse the file.
+    pub warning: bool,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.warning { "warning: " } else { "" };
+        write!(f, "{}:{}: {kind}{}", self.file, self.line, self.message)
+    }
+}

@@ -1,0 +1,17 @@
+//! `aside`: a cache-aside caching reverse proxy.
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod fields;
+pub mod generation;
+pub mod key;
+pub mod policy;
+pub mod proxy;
+pub mod route;
+pub mod server;
+pub mod store;
+pub mod stored;
+pub mod target;
+pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,115 @@
+//! A stored response: what was received, how long it may be used, and its body.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use crate::clock::Timestamp;
+use crate::fields::range::ContentRange;
+use crate::fields::vary::SelectingFields;
+
+/// A number of the purge ledger: microseconds since the Unix epoch, strictly rising.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PurgeNumber(pub u64);
+
+/// The life of one ledger: responses of another epoch are invalid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u64);
+
+/// How long a response may be used; decided when it is stored or freshened, and written with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Freshness lifetime (RFC 9111 §4.2.1).
+    pub lifetime: Duration,
+    /// The corrected initial age at `response_time` (RFC 9111 §4.2.3).
+    pub initial_age: Duration,
+    /// What may happen once it is stale, or at once for `no-cache`.
+    pub stale_use: StaleUse,
+    /// How long past all use it is kept to be validated.
+    pub keep: Duration,
+}
+
+/// What a stale response is still good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleUse {
+    /// Always validated first, even while fresh (`no-cache`).
+    AlwaysValidate,
+    /// Never used stale (`must-revalidate`, `proxy-revalidate`, `s-maxage`).
+    Never,
+    /// Usable within these windows, counted from the end of freshness (RFC 5861).
+    Within {
+        /// `stale-while-revalidate`.
+        while_revalidate: Duration,
+        /// `stale-if-error`.
+        if_error: Duration,
+        /// Whether a client's `max-stale` may extend it.
+        max_stale: bool,
+    },
+}
+
+/// Where a response stands against the purge ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The last purge known before the upstream was contacted.
+    pub synced_to: PurgeNumber,
+    /// The ledger's epoch then.
+    pub epoch: Epoch,
+    /// The origin's tags.
+    pub tags: Box<[Box<str>]>,
+}
+
+/// A response as the stores hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredResponse {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its fields without those of the connection; `Age` as received is not among them.
+    pub fields: HeaderMap,
+    /// When the request that caused it was sent.
+    pub request_time: Timestamp,
+    /// When its head was received.
+    pub response_time: Timestamp,
+    /// How long it may be used.
+    pub freshness: Freshness,
+    /// The request fields that selected it.
+    pub selecting: SelectingFields,
+    /// The part of the representation that `body` is; none when it is the whole.
+    pub part: Option<ContentRange>,
+    /// Where it stands against the purge ledger.
+    pub provenance: Provenance,
+    /// Its content, owned: never a slice of a larger buffer.
+    pub body: Bytes,
+}
+
+impl StoredResponse {
+    /// The current age (RFC 9111 §4.2.3).
+    pub fn age(&self, now: Timestamp) -> Duration {
+        self.freshness.initial_age + now.since(self.response_time)
+    }
+
+    /// How much freshness is left; zero when stale.
+    pub fn fresh_for(&self, now: Timestamp) -> Duration {
+        self.freshness.lifetime.saturating_sub(self.age(now))
+    }
+
+    /// How long it has been stale; zero while fresh.
+    pub fn stale_for(&self, now: Timestamp) -> Duration {
+        self.age(now).saturating_sub(self.freshness.lifetime)
+    }
+
+    /// Whether it is fresh: its lifetime is greater than its age (RFC 9111 §4.2).
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
+        self.freshness.lifetime > self.age(now)
+    }
+
+    /// When the stores may forget it: after freshness, stale windows and `keep`.
+    pub fn useless_after(&self) -> Timestamp {
+        let windows = match self.freshness.stale_use {
+            StaleUse::AlwaysValidate | StaleUse::Never => Duration::ZERO,
+            StaleUse::Within { while_revalidate, if_error, .. } => while_revalidate.max(if_error),
+        };
+        let fresh_at_start = self.freshness.lifetime.saturating_sub(self.freshness.initial_age);
+        self.response_time.plus(fresh_at_start).plus(windows).plus(self.freshness.keep)
+    }
+}

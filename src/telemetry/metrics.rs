@@ -1,0 +1,5 @@
+//! metrics
+
+/// The counters of one route.
+#[derive(Debug, Default)]
+pub struct RouteCounters {}
