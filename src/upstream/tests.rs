@@ -2,16 +2,15 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -20,9 +19,9 @@ use crate::clock::Clock;
 use crate::telemetry::{AccessLog, Format, Level, LogConfig};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const SOON: Duration = Duration::from_millis(50);
+pub(super) const SOON: Duration = Duration::from_millis(50);
 
-fn config(urls: &[String]) -> UpstreamConfig {
+pub(super) fn config(urls: &[String]) -> UpstreamConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let tls = tls.expect("versions").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
@@ -48,7 +47,7 @@ fn telemetry() -> Arc<Telemetry> {
     Arc::new(Telemetry::new(log, Clock::System).expect("telemetry"))
 }
 
-fn upstream(config: UpstreamConfig) -> Arc<Upstream> {
+pub(super) fn upstream(config: UpstreamConfig) -> Arc<Upstream> {
     let upstreams = Upstreams::new(vec![config], 1, None, &telemetry());
     Arc::clone(upstreams.find("api").expect("just made"))
 }
@@ -57,19 +56,22 @@ fn content(bytes: &'static str) -> RequestBody {
     Full::from(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
-fn get(target: &str) -> Request<RequestBody> {
+pub(super) fn get(target: &str) -> Request<RequestBody> {
     Request::get(target).body(Empty::new().map_err(|never| match never {}).boxed_unsync()).expect("a request")
 }
 
-fn post(bytes: &'static str) -> Request<RequestBody> {
+pub(super) fn post(bytes: &'static str) -> Request<RequestBody> {
     Request::post("/").body(content(bytes)).expect("a request")
 }
 
-async fn fetch(upstream: &Upstream, request: Request<RequestBody>) -> Result<Response<ResponseBody>, UpstreamError> {
+pub(super) async fn fetch(
+    upstream: &Upstream,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, UpstreamError> {
     upstream.fetch(0, request, &CallOptions::default()).await
 }
 
-async fn text(response: Response<ResponseBody>) -> String {
+pub(super) async fn text(response: Response<ResponseBody>) -> String {
     let bytes = response.into_body().collect().await.expect("whole content").to_bytes();
     String::from_utf8(bytes.into()).expect("text")
 }
@@ -109,7 +111,7 @@ async fn answering(answer: &'static str) -> (String, Arc<AtomicUsize>) {
 }
 
 /// A server that writes `answer` and keeps the connection open.
-async fn holding(answer: &'static str) -> String {
+pub(super) async fn holding(answer: &'static str) -> String {
     raw(move |mut stream, _| async move {
         stream.write_all(answer.as_bytes()).await.expect("a reader");
         std::future::pending().await
@@ -265,13 +267,6 @@ async fn a_server_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_finish_tls_is_given_up() {
-    let url = holding("").await.replace("http:", "https:");
-    let upstream = upstream(UpstreamConfig { connect_timeout: SOON, ..config(&[url]) });
-    assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::ConnectTimeout));
-}
-
-#[tokio::test]
 async fn content_that_stalls_ends_in_an_error() {
     let url = holding("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok").await;
     let upstream = upstream(UpstreamConfig { idle_timeout: SOON, ..config(&[url]) });
@@ -333,81 +328,4 @@ async fn an_unchanged_upstream_survives_a_reload() {
     let [first, same, other] = [&first, &same, &other].map(|it| it.find("api").expect("it is there"));
     assert!(Arc::ptr_eq(first, same));
     assert!(!Arc::ptr_eq(first, other));
-}
-
-/// A TLS server for `localhost` and `literal.test` that answers with version, authority, Host, and server name.
-#[allow(clippy::disallowed_methods, reason = "a test's server ends with its runtime")]
-async fn tls_server() -> (SocketAddr, Arc<rustls::ClientConfig>) {
-    let names = ["localhost".to_owned(), "literal.test".to_owned()];
-    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(names).expect("a certificate");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let key = rustls_pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
-    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
-    let server = server.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
-    let mut server = server.with_single_cert(vec![cert.der().clone()], key).expect("a certificate");
-    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(cert.der().clone()).expect("a certificate");
-    let client = rustls::ClientConfig::builder_with_provider(provider);
-    let client = client.with_safe_default_protocol_versions().expect("versions").with_root_certificates(roots);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("an address");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let Ok(stream) = acceptor.accept(stream).await else { continue };
-            let name = stream.get_ref().1.server_name().unwrap_or_default().to_owned();
-            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-                let host = request.headers().get(HOST).map(|it| it.to_str().expect("text")).unwrap_or_default();
-                let answer = format!("{:?} {authority} {host} {name}", request.version());
-                async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer)))) }
-            });
-            tokio::spawn(async move {
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    (address, Arc::new(client.with_no_client_auth()))
-}
-
-#[tokio::test]
-async fn https_speaks_http_2_and_verifies_the_name_it_sends() {
-    let (address, tls) = tls_server().await;
-    let own = format!("localhost:{}", address.port());
-    let options = CallOptions { client_host: Some(HeaderValue::from_static("shop.test")), ..CallOptions::default() };
-    for (rule, authority, name) in [
-        (HostRule::Upstream, own.as_str(), "localhost"),
-        (HostRule::Preserve, "shop.test", "localhost"),
-        (HostRule::Literal(HeaderValue::from_static("literal.test")), "literal.test", "literal.test"),
-    ] {
-        let config = UpstreamConfig { host: rule, tls: Arc::clone(&tls), ..config(&[format!("https://{own}")]) };
-        let upstream = upstream(config);
-        let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
-        assert_eq!(response.version(), Version::HTTP_2);
-        assert_eq!(text(response).await, format!("HTTP/2.0 {authority}  {name}"));
-        let mut request = get("/");
-        request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        let response = upstream.fetch(0, request, &options).await.expect("a response");
-        assert_eq!(text(response).await, format!("HTTP/1.1  {authority} {name}"));
-    }
-}
-
-#[tokio::test]
-async fn https_content_is_sent_with_its_length() {
-    let (address, tls) = tls_server().await;
-    let upstream = upstream(UpstreamConfig { tls, ..config(&[format!("https://localhost:{}", address.port())]) });
-    let mut request = post("hello");
-    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
-    assert_eq!(request.method(), Method::POST);
-    assert_eq!(fetch(&upstream, request).await.expect("a response").status(), StatusCode::OK);
-}
-
-#[tokio::test]
-async fn a_certificate_that_nobody_vouches_for_is_refused() {
-    let (address, _) = tls_server().await;
-    let upstream = upstream(config(&[format!("https://localhost:{}", address.port())]));
-    assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::Connect));
 }
