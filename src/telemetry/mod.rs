@@ -49,6 +49,7 @@ pub struct RequestRecord {
 }
 
 /// Where logs and counters go. Shared by all.
+#[derive(Debug)]
 pub struct Telemetry {
     _private: (),
 }
