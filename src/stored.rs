@@ -83,6 +83,15 @@ pub struct StoredResponse {
 }
 
 impl StoredResponse {
+    /// The bytes that the memory tier counts for it: body, fields and the structures that hold them.
+    pub fn size_bytes(&self) -> u64 {
+        // What `HeaderMap` needs beside names and values: a bucket with hash, links and the two handles.
+        const FIELD: usize = 112;
+        let fields: usize = self.fields.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
+        let tags: usize = self.provenance.tags.iter().map(|tag| tag.len() + size_of::<Box<str>>()).sum();
+        (self.body.len() + fields + tags + size_of::<Self>()) as u64
+    }
+
     /// The current age (RFC 9111 §4.2.3).
     pub fn age(&self, now: Timestamp) -> Duration {
         self.freshness.initial_age + now.since(self.response_time)

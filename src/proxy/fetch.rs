@@ -13,6 +13,7 @@ use super::{forward, share};
 use crate::clock::Timestamp;
 use crate::collapse::Lease;
 use crate::fields::surrogate;
+use crate::policy::partial;
 use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::{Put, PutLimits};
@@ -130,7 +131,7 @@ impl Fetch {
     async fn ask_upstream(&self, stored: Option<&StoredResponse>) -> Result<Asked, UpstreamError> {
         let ask = &*self.ask;
         let mut fields = forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching()));
-        let conditional = validate::upstream_conditions(&mut fields, stored);
+        let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
         let body = http_body_util::Full::new(ask.content.clone()).map_err(|never| match never {});
         let mut request = Request::new(RequestBody::new(body));
         *request.method_mut() = ask.parts.method.clone();
@@ -238,7 +239,7 @@ impl Fetch {
             return self.fail(UpstreamError::Protocol);
         };
         part.body = rest;
-        match settle::combine(&stored, &part) {
+        match partial::combine(&stored, &part) {
             Some(whole) => {
                 let whole = Arc::new(whole);
                 self.put(&whole);
