@@ -168,7 +168,8 @@ fn is_normal(path: &str) -> bool {
         })
 }
 
-fn normalised_path(path: &str) -> Result<String, BadTarget> {
+/// The path in normal form, as [`Target::new`] makes it.
+pub(crate) fn normalised_path(path: &str) -> Result<String, BadTarget> {
     if path.is_empty() {
         return Ok("/".to_owned());
     }
