@@ -62,6 +62,7 @@ pub struct RequestRecord {
 }
 
 /// Where logs and counters go. Shared by all.
+#[derive(Debug)]
 pub struct Telemetry {
     clock: Clock,
     started: Timestamp,
