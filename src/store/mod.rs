@@ -4,6 +4,7 @@ pub mod codec;
 pub mod ledger;
 pub mod memory;
 pub mod redis;
+pub mod slot;
 
 use std::sync::Arc;
 use std::time::Duration;
