@@ -48,6 +48,16 @@ pub enum Record {
     Marker(Marker),
 }
 
+impl Record {
+    /// The key material it was stored under.
+    pub const fn material(&self) -> &Bytes {
+        match self {
+            Self::Response { material, .. } => material,
+            Self::Marker(marker) => &marker.material,
+        }
+    }
+}
+
 /// A body in a string of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detached {

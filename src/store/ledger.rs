@@ -107,6 +107,9 @@ impl Ledger {
 
     /// Raises the ledger to a number met in a record of another process, so that the next purge is above it.
     pub fn observe(&self, number: PurgeNumber) {
+        if number.0 <= self.last.load(Ordering::Acquire) {
+            return;
+        }
         let _purging = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
         if number.0 > self.last.load(Ordering::Relaxed) {
             self.last.store(number.0, Ordering::Release);

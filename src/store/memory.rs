@@ -81,12 +81,16 @@ impl Memory {
         self.slots.get(key)
     }
 
+    /// Whether the tier takes bodies of this length.
+    pub fn admits_body(&self, length: usize) -> bool {
+        let length = length as u64;
+        self.max_size > 0 && length < self.weight_max && self.body_max.is_none_or(|max| length <= max)
+    }
+
     /// Whether the tier takes it.
     pub fn admits(&self, slot: &Slot) -> bool {
         let allowed = match slot {
-            Slot::Response(held) => {
-                self.max_size > 0 && self.body_max.is_none_or(|max| held.response.body.len() as u64 <= max)
-            }
+            Slot::Response(held) => self.admits_body(held.response.body.len()),
             Slot::Marker(_) => true,
         };
         allowed && slot.weight() <= self.weight_max

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -94,11 +94,6 @@ impl Held {
         let weight = SLOT_BYTES + size_of::<Self>() as u64 + allocated(material.len()) + response_bytes(&response);
         Self { response, material, checked: AtomicU64::new(0), weight }
     }
-
-    /// Whether it was found valid at the ledger's number `last`.
-    pub fn was_checked_at(&self, last: u64) -> bool {
-        self.checked.load(Ordering::Relaxed) == last
-    }
 }
 
 impl Marker {
@@ -107,13 +102,14 @@ impl Marker {
         Self { material: Bytes::copy_from_slice(&base.material), names, variants: BTreeMap::new() }
     }
 
-    /// This marker's selecting fields together with those of a further response.
+    /// This marker's selecting fields together with those of a further response, without the ignored ones.
     ///
     /// The union, for it settles: an origin that answers now with `Vary: A` and then with `Vary: A, B` would otherwise
     /// lose each variant to the next. A response that was selected by more fields than its own is still the right one,
     /// only found less often.
-    pub fn names_with(&self, further: &[HeaderName]) -> Box<[HeaderName]> {
-        let mut names: Vec<HeaderName> = self.names.iter().chain(further).map(owned_name).collect();
+    pub fn names_with(&self, further: &[HeaderName], ignored: &[HeaderName]) -> Box<[HeaderName]> {
+        let counts = |name: &&HeaderName| !ignored.contains(name);
+        let mut names: Vec<HeaderName> = self.names.iter().chain(further).filter(counts).map(owned_name).collect();
         names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         names.dedup();
         if names.len() > NAMES_MAX { further.iter().map(owned_name).collect() } else { names.into() }
