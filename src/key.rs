@@ -154,6 +154,10 @@ pub enum Tag {
 }
 
 impl Tag {
+    /// url
+    pub fn url(target: &Target) -> Self {
+        todo!("{target:?}")
+    }
     /// Its places, from blake3 over its kind and text.
     pub fn hash(&self) -> TagHash {
         todo!()
@@ -162,3 +166,12 @@ impl Tag {
 
 /// The purge number that last named any of some tags.
 pub type LastPurge = PurgeNumber;
+
+/// stub
+pub fn keyed_cookies(f: &HeaderMap, names: &[Box<str>]) -> Option<http::HeaderValue> {
+    todo!("{f:?}{names:?}")
+}
+/// stub
+pub fn has_unkeyed_cookie(f: &HeaderMap, names: &[Box<str>]) -> bool {
+    todo!("{f:?}{names:?}")
+}

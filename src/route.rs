@@ -89,6 +89,18 @@ pub struct FieldEdits {
     pub remove: Box<[HeaderName]>,
 }
 
+impl FieldEdits {
+    /// Removes, then sets.
+    pub fn apply(&self, fields: &mut http::HeaderMap) {
+        for name in &self.remove {
+            fields.remove(name);
+        }
+        for (name, value) in &self.set {
+            fields.insert(name, value.clone());
+        }
+    }
+}
+
 /// Which of the client's fields reach the upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ForwardFields {

@@ -4,6 +4,7 @@ pub mod invalidate;
 pub mod lifetime;
 pub mod reuse;
 pub mod settle;
+pub mod validate;
 
 use std::sync::Arc;
 use std::time::Duration;

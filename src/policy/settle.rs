@@ -15,7 +15,7 @@ pub struct Exchange<'a> {
     /// The client's request (its own conditions and range, not those sent to the upstream).
     pub request: &'a RequestParts,
     /// Whether the upstream was asked with the stored response's validators.
-    pub conditional: bool,
+    pub conditional: super::validate::Conditional,
     /// The head received.
     pub response: &'a ResponseParts,
     /// When the request was sent.

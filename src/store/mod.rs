@@ -84,12 +84,12 @@ pub enum Tier {
 }
 
 /// Why nothing was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// Nothing for the key.
     Key,
     /// Responses for the key, none for these selecting fields.
-    Variant,
+    Variant(Arc<[HeaderName]>),
     /// What was stored has been purged.
     Purged,
     /// The key is remembered as uncacheable until then (hit-for-miss).

@@ -94,6 +94,7 @@ pub struct Upstream {
 
 /// The content of an upstream's response: timed between bytes, holds the call's place until it ends or is dropped.
 /// A body that breaks off ends in an error.
+#[derive(Debug)]
 pub struct ResponseBody {
     _private: (),
 }
@@ -174,3 +175,6 @@ pub struct ServerStats {
     /// Failures.
     pub failures: u64,
 }
+
+impl http_body::Body for ResponseBody { type Data = Bytes; type Error = Box<dyn std::error::Error + Send + Sync>;
+fn poll_frame(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> { todo!() } }
