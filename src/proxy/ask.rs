@@ -125,7 +125,8 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     if caching.bypass.iter().any(|name| fields.contains_key(name)) {
         return because(Detail::BypassHeader);
     }
-    let is_keyed = |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
+    let is_keyed =
+        |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
     if caching.credential_headers.iter().any(|name| fields.contains_key(name) && !is_keyed(name)) {
         return because(Detail::Credentials);
     }

@@ -176,5 +176,13 @@ pub struct ServerStats {
     pub failures: u64,
 }
 
-impl http_body::Body for ResponseBody { type Data = Bytes; type Error = Box<dyn std::error::Error + Send + Sync>;
-fn poll_frame(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> { todo!() } }
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        todo!()
+    }
+}
