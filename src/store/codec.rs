@@ -336,7 +336,7 @@ fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes),
 
 fn read_marker(input: &mut Reader<'_>) -> Result<Marker, Unreadable> {
     let material = Bytes::copy_from_slice(input.bytes()?);
-    let names = read_names(input)?;
+    let names = read_names(input)?.into();
     let variants = (0..input.count()?)
         .map(|_| Ok((CacheKey::from_bytes(input.array()?), input.timestamp()?)))
         .collect::<Result<_, _>>()?;
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn a_marker_comes_back_as_it_was() {
         let variants = [1, 2].map(|n| (CacheKey::from_bytes([n; 32]), Timestamp::from_secs(u64::from(n)))).into();
-        let names = Box::new([HeaderName::from_static("accept"), HeaderName::from_static("x-mine")]);
+        let names = ["accept", "x-mine"].map(HeaderName::from_static).into();
         let marker = Marker { material: Bytes::from_static(b"m"), names, variants };
         assert_eq!(decode(&encode_marker(&marker).into()), Ok(Record::Marker(marker)));
     }

@@ -52,10 +52,11 @@ impl Store {
                 .judge(slot, &query.address.key, query)
                 .map_err(|why| absent(why, query.address.key, None)),
             Some(Slot::Marker(marker)) => {
-                let variant = self.variant(query, &marker);
+                let names = selecting(query, &marker);
+                let variant = query.address.variant(query.request, &names);
                 let found = match self.slot(&variant, query.now) {
-                    Some(slot) => self.judge(slot, &variant.key, query),
-                    None => Err(Missing::Variant),
+                    Some(slot @ Slot::Response(_)) => self.judge(slot, &variant.key, query),
+                    Some(Slot::Marker(_)) | None => Err(Missing::Variant(names)),
                 };
                 found.map_err(|why| absent(why, variant.key, Some(variant)))
             }
@@ -96,13 +97,14 @@ impl Store {
             Some(Record::Response { response, .. }) => return self.admit(base, response, removals, query),
             Some(Record::Marker(marker)) => self.learn(base, marker, removals),
         };
-        let variant = self.variant(query, &marker);
+        let names = selecting(query, &marker);
+        let variant = base.variant(query.request, &names);
         if absent.variant.is_some_and(|tried| tried.key == variant.key) {
             return Err(absent.why);
         }
         match redis.read(worker, &base.key, &variant).await? {
             Some(Record::Response { response, .. }) => self.admit(&variant, response, removals, query),
-            Some(Record::Marker(_)) | None => Err(Missing::Variant),
+            Some(Record::Marker(_)) | None => Err(Missing::Variant(names)),
         }
     }
 
@@ -122,16 +124,6 @@ impl Store {
         }
     }
 
-    /// The address of the variant that the query's request selects.
-    pub(super) fn variant(&self, query: &Query<'_>, marker: &Marker) -> Address {
-        if query.vary_ignore.is_empty() {
-            return query.address.variant(query.request, &marker.names);
-        }
-        let counts = |name: &&HeaderName| !query.vary_ignore.contains(name);
-        let names: Vec<HeaderName> = marker.names.iter().filter(counts).cloned().collect();
-        query.address.variant(query.request, &names)
-    }
-
     /// Whether the key waits to be deleted: until it is, what Redis holds does not count.
     fn is_deleted(&self, key: &CacheKey) -> bool {
         let waiting = self.redis.as_ref().and_then(|redis| redis.waiting(key));
@@ -140,7 +132,7 @@ impl Store {
 
     /// Holds a response against the ledger; what it shows dead is forgotten.
     fn judge(&self, slot: Slot, key: &CacheKey, query: &Query<'_>) -> Result<Found, Missing> {
-        let Slot::Response(held) = &slot else { return Err(Missing::Variant) };
+        let Slot::Response(held) = &slot else { return Err(Missing::Key) };
         match self.ledger.judge(&held.response.provenance, &held.checked, query.tags) {
             Verdict::Valid => Ok(found(held, Tier::Memory, false)),
             Verdict::MustValidate => Ok(found(held, Tier::Memory, true)),
@@ -204,6 +196,16 @@ impl Store {
         self.removals.load(Ordering::Acquire) == removals
             && self.redis.as_ref().is_none_or(|redis| redis.waiting(&address.key).is_none())
             && !self.memory.get(&address.key).is_some_and(|slot| is_newer(&slot))
+    }
+}
+
+/// The fields that select among a marker's variants for this query.
+pub(super) fn selecting(query: &Query<'_>, marker: &Marker) -> Arc<[HeaderName]> {
+    let is_ignored = |name: &HeaderName| query.vary_ignore.contains(name);
+    if marker.names.iter().any(is_ignored) {
+        marker.names.iter().filter(|name| !is_ignored(name)).cloned().collect()
+    } else {
+        Arc::clone(&marker.names)
     }
 }
 

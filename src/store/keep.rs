@@ -27,7 +27,7 @@ impl Store {
         let _change = self.marker_lock(&base.key);
         let known = match self.slot(base, query.now) {
             Some(Slot::Marker(marker)) => marker,
-            Some(Slot::Response(_)) | None => Arc::new(Marker::new(base, Box::default())),
+            Some(Slot::Response(_)) | None => Arc::new(Marker::new(base, Arc::default())),
         };
         let names = known.names_with(names, query.vary_ignore);
         let variant = base.variant(query.request, &names);

@@ -326,7 +326,7 @@ mod tests {
         let memory = Memory::new(0, None);
         let address = Address { key: key(1), material: Bytes::from_static(b"m") };
         assert!(!memory.put(key(2), slot(2, 1)));
-        assert!(memory.put(key(1), Slot::Marker(Arc::new(Marker::new(&address, Box::default())))));
+        assert!(memory.put(key(1), Slot::Marker(Arc::new(Marker::new(&address, Arc::default())))));
         assert_eq!((memory.objects(), memory.max_bytes()), (0, 0));
     }
 

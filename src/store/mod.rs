@@ -88,7 +88,7 @@ pub enum Tier {
 pub enum Missing {
     /// Nothing for the key.
     Key,
-    /// Responses for the key, none for these selecting fields.
+    /// Responses for the key, none for the request's values of these selecting fields.
     Variant(Arc<[HeaderName]>),
     /// What was stored has been purged.
     Purged,
@@ -208,7 +208,7 @@ impl Store {
         let base = query.address;
         if let Some(Slot::Marker(marker)) = self.slot(base, query.now) {
             let known = marker.variants.keys().copied();
-            let selected = self.variant(query, &marker).key;
+            let selected = base.variant(query.request, &find::selecting(query, &marker)).key;
             known.chain([selected]).for_each(|key| self.remove_key(worker, base, key));
         }
         self.remove_key(worker, base, base.key);

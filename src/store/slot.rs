@@ -47,7 +47,7 @@ pub struct Marker {
     /// The base key's material, owned.
     pub material: Bytes,
     /// The selecting fields: lower case, sorted, each once.
-    pub names: Box<[HeaderName]>,
+    pub names: Arc<[HeaderName]>,
     /// The variants known and when each is useless, for the bound on their number.
     pub variants: BTreeMap<CacheKey, Timestamp>,
 }
@@ -98,7 +98,7 @@ impl Held {
 
 impl Marker {
     /// The marker of a key without one.
-    pub fn new(base: &Address, names: Box<[HeaderName]>) -> Self {
+    pub fn new(base: &Address, names: Arc<[HeaderName]>) -> Self {
         Self { material: Bytes::copy_from_slice(&base.material), names, variants: BTreeMap::new() }
     }
 
@@ -107,7 +107,7 @@ impl Marker {
     /// The union, for it settles: an origin that answers now with `Vary: A` and then with `Vary: A, B` would otherwise
     /// lose each variant to the next. A response that was selected by more fields than its own is still the right one,
     /// only found less often.
-    pub fn names_with(&self, further: &[HeaderName], ignored: &[HeaderName]) -> Box<[HeaderName]> {
+    pub fn names_with(&self, further: &[HeaderName], ignored: &[HeaderName]) -> Arc<[HeaderName]> {
         let counts = |name: &&HeaderName| !ignored.contains(name);
         let mut names: Vec<HeaderName> = self.names.iter().chain(further).filter(counts).map(owned_name).collect();
         names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));

@@ -71,7 +71,12 @@ impl Lane {
 
     /// Whether commands may be tried.
     pub(super) fn is_usable(&self) -> bool {
-        self.breaker.is_closed() && *self.connected.borrow()
+        self.breaker.is_closed() && self.is_connected()
+    }
+
+    /// Whether it has been connected once.
+    pub(super) fn is_connected(&self) -> bool {
+        *self.connected.borrow()
     }
 
     /// Waits for the first connection.

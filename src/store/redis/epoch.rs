@@ -9,12 +9,15 @@ use fred::interfaces::KeysInterface;
 use fred::types::SetOptions;
 
 use super::RedisTier;
+use super::client::Lane;
 use crate::stored::Epoch;
 
 /// Between two looks at the epoch: how long a lost one may go unseen.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks while it is unknown or Redis fails.
 const RETRY: Duration = Duration::from_millis(100);
+/// Between two looks while a worker's first connection is under way: `up` means that every worker is.
+const FIRST_RETRY: Duration = Duration::from_millis(10);
 /// The bound on a look while it is unknown: the connection may still be under way.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -25,8 +28,12 @@ pub(super) async fn follow(tier: Arc<RedisTier>) {
         let pause = match tier.look_for_epoch().await {
             Ok(epoch) => {
                 tier.learn(epoch);
-                tier.reports.up();
-                INTERVAL
+                if tier.lanes.iter().all(Lane::is_connected) {
+                    tier.reports.up();
+                    INTERVAL
+                } else {
+                    FIRST_RETRY
+                }
             }
             Err(error) => {
                 tier.reports.down(&error.to_string());
