@@ -3,6 +3,7 @@
 pub mod invalidate;
 pub mod lifetime;
 pub mod partial;
+pub mod ranges;
 pub mod reuse;
 pub mod settle;
 pub mod validate;

@@ -2,22 +2,17 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-use crate::fields::range::{self, ContentRange};
-use crate::fields::validators::{self, EntityTag};
+use super::ranges::{self, Coverage};
+use crate::fields::range::ContentRange;
+use crate::fields::validators::EntityTag;
 use crate::stored::StoredResponse;
 
 /// Whether the stored response holds all that the request asks for: a whole always, a part only where every range lies
 /// within it.
-pub fn covers(request: &HeaderMap, stored: &StoredResponse) -> bool {
-    let Some(part) = stored.part else { return true };
-    let Some(specs) = range::requested(request) else { return false };
-    let Some(complete) = part.complete else { return false };
-    validators::if_range_holds(request, &stored.fields)
-        && specs
-            .iter()
-            .all(|spec| spec.resolve(complete).is_some_and(|(first, last)| part.first <= first && last <= part.last))
+pub fn covers(method: &Method, fields: &HeaderMap, stored: &StoredResponse) -> bool {
+    ranges::coverage(method, fields, stored) != Coverage::Outside
 }
 
 /// Whether a request for the rest can be combined with the stored part: it is the beginning, its whole length is known,
@@ -77,7 +72,11 @@ mod tests {
     fn a_part_covers_the_ranges_within_it() {
         let check = |range: Option<&str>, expected: bool| {
             let lines: Vec<_> = range.map(|range| ("range", range)).into_iter().collect();
-            assert_eq!(covers(&request("GET", &lines).headers, &part(2, "\"a\"", "2345")), expected, "{range:?}");
+            assert_eq!(
+                covers(&Method::GET, &request("GET", &lines).headers, &part(2, "\"a\"", "2345")),
+                expected,
+                "{range:?}"
+            );
         };
         check(Some("bytes=2-5"), true);
         check(Some("bytes=3-4"), true);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use http::header::RANGE;
 use http::request::Parts;
-use http::{HeaderMap, Method};
 
 use super::{ClientCacheControl, Rules, partial};
 use crate::clock::Timestamp;
@@ -70,7 +70,7 @@ pub fn decide(
     let directives = CacheControl::of_request(&request.headers);
     let decision = match stored {
         None => Decision::Forward(miss),
-        Some(stored) if !partial::covers(&request.headers, &stored) => beyond_part(request, stored),
+        Some(stored) if !partial::covers(&request.method, &request.headers, &stored) => beyond_part(request, stored),
         Some(stored) => reuse(&directives, stored, must_validate, rules, now),
     };
     let needs_upstream = matches!(decision, Decision::Validate(..) | Decision::Forward(_));
@@ -138,14 +138,14 @@ fn accepts_stale(directives: &CacheControl, stale_for: Duration) -> bool {
 
 /// Whether the stored response may answer after the upstream failed (RFC 5861 §4), by its own window or the request's
 /// `stale-if-error`. One that is still fresh may.
-pub fn usable_on_error(request: &HeaderMap, stored: &StoredResponse, now: Timestamp) -> bool {
-    let StaleUse::Within { if_error, .. } = stored.freshness.stale_use else {
-        return stored.freshness.stale_use == StaleUse::Never
-            && stored.is_fresh(now)
-            && partial::covers(request, stored);
+pub fn usable_on_error(request: &Parts, stored: &StoredResponse, now: Timestamp) -> bool {
+    let asked = CacheControl::of_request(&request.headers).stale_if_error.unwrap_or_default();
+    let in_time = match stored.freshness.stale_use {
+        StaleUse::AlwaysValidate => false,
+        StaleUse::Never => stored.is_fresh(now),
+        StaleUse::Within { if_error, .. } => stored.is_fresh(now) || stored.stale_for(now) < if_error.max(asked),
     };
-    let asked = CacheControl::of_request(request).stale_if_error.unwrap_or_default();
-    partial::covers(request, stored) && (stored.is_fresh(now) || stored.stale_for(now) < if_error.max(asked))
+    in_time && partial::covers(&request.method, &request.headers, stored)
 }
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
         let check = |response: &str, asked: &str, age: u64, expected: bool| {
             let stored = stored_with(&[("cache-control", response)], &Rules::default());
             let request = request("GET", &[("cache-control", asked)]);
-            let found = usable_on_error(&request.headers, &stored, NOW.plus(Duration::from_secs(age)));
+            let found = usable_on_error(&request, &stored, NOW.plus(Duration::from_secs(age)));
             assert_eq!(found, expected, "{response} / {asked} at {age} s");
         };
         check("max-age=10", "", 69, true);

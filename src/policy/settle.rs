@@ -172,7 +172,7 @@ pub fn settle(exchange: &Exchange<'_>, stored: Option<&Arc<StoredResponse>>, rul
         };
     }
     if let Some(stored) = stored.filter(|_| is_failure(status))
-        && usable_on_error(&exchange.request.headers, stored, exchange.response_time)
+        && usable_on_error(exchange.request, stored, exchange.response_time)
     {
         return Settlement::UseStale(Arc::clone(stored));
     }

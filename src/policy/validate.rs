@@ -23,7 +23,7 @@ pub fn upstream_conditions(method: &Method, fields: &mut HeaderMap, stored: Opti
     fields.remove(IF_NONE_MATCH);
     fields.remove(IF_MODIFIED_SINCE);
     let Some(stored) = stored else { return Conditional::Plain };
-    if stored.part.is_some() && !partial::covers(fields, stored) {
+    if stored.part.is_some() && !partial::covers(method, fields, stored) {
         return complete(fields, stored);
     }
     // A HEAD answer updates what is stored by its fields (RFC 9111 §4.3.5), which a 304 would not all have.

@@ -54,6 +54,8 @@ pub struct Fetch {
     /// The ledger, before the upstream is contacted.
     synced: (PurgeNumber, Epoch),
     begun: Instant,
+    /// Whether this is the second, unconditional try.
+    refetched: bool,
     client: Option<oneshot::Sender<Report>>,
 }
 
@@ -75,7 +77,7 @@ impl Fetch {
         let (client, report) = oneshot::channel();
         let shared = Arc::clone(&ask.proxy.shared);
         let synced = shared.store.synced();
-        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), client: Some(client) };
+        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, client: Some(client) };
         shared.tasks.spawn(fetch.run());
         report
     }
@@ -122,6 +124,9 @@ impl Fetch {
 
     /// Asks again without conditions: what came does not fit what is stored.
     async fn refetch(&mut self) {
+        if std::mem::replace(&mut self.refetched, true) {
+            return self.fail(UpstreamError::Protocol);
+        }
         match self.ask_upstream(None).await {
             Ok(asked) => self.settle(asked, None).await,
             Err(error) => self.fail(error),
@@ -191,6 +196,7 @@ impl Fetch {
 
     /// The head with its provenance, and room for the body; or why it is not stored.
     fn admit(&self, mut head: StoredResponse, framing: Framing) -> Result<(StoredResponse, Room), NotStored> {
+        head.selecting = head.selecting.without(&self.ask.caching().vary_ignore);
         head.provenance = self.provenance(&head)?;
         let expected = match framing {
             Framing::Length(length) if length > self.ask.caching().max_object => return Err(NotStored::TooLarge),

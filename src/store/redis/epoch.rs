@@ -73,9 +73,8 @@ impl RedisTier {
     }
 
     async fn read_or_make_epoch(&self, timeout: Duration) -> Result<Epoch, Error> {
-        let client = self.lanes[self.control()]
-            .client()
-            .ok_or_else(|| Error::new(ErrorKind::Canceled, "not connected yet"))?;
+        let client =
+            self.lanes[self.control()].client().ok_or_else(|| Error::new(ErrorKind::Canceled, "not connected yet"))?;
         let options = fred::types::config::Options { timeout: Some(timeout), ..Default::default() };
         let client = fred::interfaces::ClientLike::with_options(&*client, &options);
         let key = format!("{}:epoch", self.config.prefix);
