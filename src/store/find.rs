@@ -48,9 +48,9 @@ impl Store {
         let absent = |why, key: CacheKey, variant| Absent { why, ask_redis: !self.is_deleted(&key), variant };
         match self.slot(query.address, query.now) {
             None => Err(absent(Missing::Key, query.address.key, None)),
-            Some(slot @ Slot::Response(_)) => self
-                .judge(slot, &query.address.key, query)
-                .map_err(|why| absent(why, query.address.key, None)),
+            Some(slot @ Slot::Response(_)) => {
+                self.judge(slot, &query.address.key, query).map_err(|why| absent(why, query.address.key, None))
+            }
             Some(Slot::Marker(marker)) => {
                 let names = selecting(query, &marker);
                 let variant = query.address.variant(query.request, &names);

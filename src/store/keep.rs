@@ -47,9 +47,10 @@ impl Store {
     /// Puts a value into both tiers, where each takes it.
     pub(super) fn keep(&self, worker: WorkerId, base: &Address, key: CacheKey, slot: Slot) -> Put {
         let in_memory = self.memory.put(key, slot.clone());
-        let in_redis = self.redis.as_ref().is_some_and(|redis| {
-            redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot))
-        });
+        let in_redis = self
+            .redis
+            .as_ref()
+            .is_some_and(|redis| redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot)));
         if in_memory || in_redis { Put::Stored } else { Put::NoRoom }
     }
 
@@ -79,9 +80,7 @@ impl Store {
         // Selected by other fields, they are found no more.
         let mut variants = if *known.names == *names { known.variants.clone() } else { BTreeMap::new() };
         variants.retain(|_, useless_after| now <= *useless_after);
-        let is_full = |variants: &BTreeMap<_, _>| {
-            !variants.contains_key(&key) && variants.len() >= limits.max_variants
-        };
+        let is_full = |variants: &BTreeMap<_, _>| !variants.contains_key(&key) && variants.len() >= limits.max_variants;
         // What memory evicted is gone, unless Redis has it.
         if is_full(&variants) && self.redis.is_none() {
             variants.retain(|key, _| self.memory.get(key).is_some());

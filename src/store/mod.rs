@@ -172,7 +172,11 @@ impl Store {
         match (self.find_local(query), &self.redis) {
             (Ok(found), _) => Some(Lookup::Found(found)),
             (Err(absent), Some(redis)) if absent.ask_redis => {
-                if redis.is_synced() { None } else { Some(Lookup::Missing(Missing::Unavailable)) }
+                if redis.is_synced() {
+                    None
+                } else {
+                    Some(Lookup::Missing(Missing::Unavailable))
+                }
             }
             (Err(absent), _) => Some(Lookup::Missing(absent.why)),
         }
@@ -283,3 +287,6 @@ pub struct RedisStats {
     /// Values that could not be read, deleted.
     pub corrupt: u64,
 }
+
+#[cfg(test)]
+mod tests;

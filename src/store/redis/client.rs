@@ -97,8 +97,7 @@ impl Lane {
 
     /// The client for one write within `timeout`. Tried once: a repeated write could undo a later one.
     pub(super) fn writing(&self, timeout: Duration) -> Option<WithOptions<Client>> {
-        let options =
-            Options { timeout: Some(timeout), fail_fast: true, max_attempts: Some(1), ..Options::default() };
+        let options = Options { timeout: Some(timeout), fail_fast: true, max_attempts: Some(1), ..Options::default() };
         self.client.load().as_ref().map(|client| client.with_options(&options))
     }
 }

@@ -260,8 +260,7 @@ impl Pace {
     /// Whether it is time, at `now` milliseconds.
     fn lets_through(&self, now: u64) -> bool {
         let next = self.0.load(Ordering::Relaxed);
-        now >= next
-            && self.0.compare_exchange(next, now + millis(PAUSE), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        now >= next && self.0.compare_exchange(next, now + millis(PAUSE), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
