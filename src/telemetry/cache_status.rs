@@ -95,7 +95,7 @@ pub enum Word {
     Bypass,
     /// Nothing a cache answers: its method, or no cached route.
     Pass,
-    /// Answered by the proxy itself.
+    /// Answered by the proxy itself, for the upstream could not or the request was refused.
     Error,
 }
 
@@ -158,6 +158,7 @@ impl CacheStatus {
     /// The one word for it.
     pub const fn word(self) -> Word {
         match self.outcome {
+            Outcome::Forward { .. } if self.is_failure() => Word::Error,
             Outcome::Hit { ttl, .. } if ttl < 0 || self.is_served_stale() => Word::Stale,
             Outcome::Hit { .. } => Word::Hit,
             Outcome::StaleOnError { .. } => Word::Stale,
@@ -173,6 +174,15 @@ impl CacheStatus {
             } => Word::Miss,
             Outcome::Generated => Word::Error,
         }
+    }
+
+    /// Whether the upstream was to be asked and gave no response.
+    const fn is_failure(self) -> bool {
+        use Detail::{BadRequest, BodyTooLarge, Overloaded, UpstreamConnect, UpstreamProtocol, UpstreamTimeout};
+        matches!(
+            self.detail,
+            Some(UpstreamConnect | UpstreamTimeout | UpstreamProtocol | Overloaded | BadRequest | BodyTooLarge)
+        )
     }
 
     const fn is_served_stale(self) -> bool {
@@ -312,6 +322,12 @@ mod tests {
             None,
             "aside; fwd=stale; fwd-status=304",
             Word::Revalidated,
+        );
+        check(
+            forward(Why::UriMiss, None),
+            Some(Detail::UpstreamConnect),
+            "aside; fwd=uri-miss; detail=upstream-connect",
+            Word::Error,
         );
         check(Outcome::Generated, Some(Detail::OnlyIfCached), "aside; detail=only-if-cached", Word::Error);
     }

@@ -13,6 +13,7 @@ pub enum Event {
     Reloaded { generation: u64 },
     ReloadRefused { problems: Vec<String> },
     ReloadNeedsRestart { sections: Vec<&'static str> },
+    ConfigurationWarned { problem: String },
     Draining { connections: usize },
     DrainTimedOut { connections: usize },
     Stopped,
@@ -56,6 +57,7 @@ impl Event {
             Self::Reloaded { .. } => ("reloaded", Info, "configuration reloaded"),
             Self::ReloadRefused { .. } => ("reload_refused", Error, "configuration refused, the running one stays"),
             Self::ReloadNeedsRestart { .. } => ("reload_needs_restart", Warn, "changed, but only a restart applies it"),
+            Self::ConfigurationWarned { .. } => ("configuration_warned", Warn, "configuration may not be what is meant"),
             Self::Draining { .. } => ("draining", Info, "draining"),
             Self::DrainTimedOut { .. } => ("drain_timed_out", Warn, "drain timed out, closing what is open"),
             Self::Stopped => ("stopped", Info, "stopped"),
@@ -86,6 +88,7 @@ impl Event {
             Self::Reloaded { generation } => vec![("generation", (*generation).into())],
             Self::ReloadRefused { problems } => vec![("problems", problems.clone().into())],
             Self::ReloadNeedsRestart { sections } => vec![("sections", sections.join(", ").into())],
+            Self::ConfigurationWarned { problem } => vec![("problem", text(problem))],
             Self::Draining { connections } | Self::DrainTimedOut { connections } => {
                 vec![("connections", (*connections).into())]
             }

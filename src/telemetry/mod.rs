@@ -62,15 +62,12 @@ pub struct RequestRecord {
 }
 
 /// Where logs and counters go. Shared by all.
-#[derive(Debug)]
 pub struct Telemetry {
     clock: Clock,
-    started: Timestamp,
     writer: LogWriter,
     settings: Settings,
     /// Every route's counters since the start, by name.
     routes: Mutex<BTreeMap<Box<str>, Arc<RouteCounters>>>,
-    unrouted: Arc<RouteCounters>,
     /// How often each kind of event happened.
     events: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -135,14 +132,12 @@ impl Telemetry {
     pub fn new(config: LogConfig, clock: Clock) -> io::Result<Self> {
         let writer = LogWriter::start(Sink::open(&config.access)?)?;
         let settings = Settings { level: AtomicU8::new(0), format: AtomicU8::new(0), access: AtomicU8::new(0) };
-        settings.set(&config);
+        settings.set(&config, Access::of(&config.access));
         Ok(Self {
-            started: clock.now(),
             clock,
             writer,
             settings,
             routes: Mutex::default(),
-            unrouted: Arc::default(),
             events: Mutex::default(),
         })
     }
@@ -159,7 +154,7 @@ impl Telemetry {
     /// Counts a finished request and writes its access log line. Never waits: what the writer cannot take is counted.
     pub fn record(&self, record: &RequestRecord) {
         record.counters.record(record);
-        if self.settings.logs_requests() {
+        if self.settings.access() != Access::Off {
             let format = self.settings.format();
             self.push(Log::Access, |line| lines::access(line, format, record));
         }
@@ -181,15 +176,16 @@ impl Telemetry {
         counters
     }
 
-    /// The counters of what no route matches.
-    pub fn unrouted(&self) -> Arc<RouteCounters> {
-        Arc::clone(&self.unrouted)
-    }
-
-    /// Reopens the access log file, and takes a changed level and format.
+    /// Reopens the access log file, and takes a changed level and format. A callback stays: no file can name one.
     pub fn reload(&self, config: &LogConfig) -> io::Result<()> {
-        self.writer.redirect(Sink::open(&config.access)?);
-        self.settings.set(config);
+        let access = match (self.settings.access(), &config.access) {
+            (Access::Callback, AccessLog::Off | AccessLog::Stdout | AccessLog::File(_)) => Access::Callback,
+            (Access::Callback | Access::Off | Access::Written, place) => {
+                self.writer.redirect(Sink::open(place)?);
+                Access::of(place)
+            }
+        };
+        self.settings.set(config, access);
         Ok(())
     }
 
@@ -206,14 +202,9 @@ impl Telemetry {
         });
     }
 
-    const fn started(&self) -> Timestamp {
-        self.started
-    }
-
     /// All routes since the start, also those a reload took away, and what no route matched.
     fn totals(&self) -> Snapshot {
-        let routes = lock(&self.routes);
-        routes.values().fold(self.unrouted.snapshot(), |totals, route| totals.sum(&route.snapshot()))
+        lock(&self.routes).values().fold(Snapshot::default(), |totals, route| totals.sum(&route.snapshot()))
     }
 
     fn dropped_lines(&self) -> u64 {
@@ -225,23 +216,49 @@ impl Telemetry {
     }
 }
 
+/// Whether requests are logged, and who gets the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Off,
+    Written,
+    Callback,
+}
+
+impl Access {
+    const fn of(log: &AccessLog) -> Self {
+        match log {
+            AccessLog::Off => Self::Off,
+            AccessLog::Stdout | AccessLog::File(_) => Self::Written,
+            AccessLog::Lines(_) => Self::Callback,
+        }
+    }
+}
+
 impl Settings {
-    fn set(&self, config: &LogConfig) {
+    fn set(&self, config: &LogConfig, access: Access) {
         self.level.store(config.level as u8, Relaxed);
         self.format.store(config.format as u8, Relaxed);
-        self.access.store(u8::from(!matches!(config.access, AccessLog::Off)), Relaxed);
+        self.access.store(access as u8, Relaxed);
     }
 
     fn logs(&self, level: Level) -> bool {
         level as u8 <= self.level.load(Relaxed)
     }
 
-    fn logs_requests(&self) -> bool {
-        self.access.load(Relaxed) != 0
-    }
-
     fn format(&self) -> Format {
         if self.format.load(Relaxed) == Format::Json as u8 { Format::Json } else { Format::Text }
+    }
+
+    fn access(&self) -> Access {
+        let access = self.access.load(Relaxed);
+        let known = [Access::Off, Access::Written].into_iter().find(|known| *known as u8 == access);
+        known.unwrap_or(Access::Callback)
+    }
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
     }
 }
 
@@ -336,7 +353,7 @@ mod tests {
         let telemetry = telemetry(AccessLog::Off);
         let (sender, receiver) = std::sync::mpsc::sync_channel(4);
         let hit = Outcome::Hit { ttl: 1, tier: Tier::Memory };
-        let record = record(&telemetry.unrouted(), hit, None);
+        let record = record(&telemetry.route("a"), hit, None);
         telemetry.record(&record);
         let config = LogConfig { level: Level::Info, format: Format::Json, access: AccessLog::Lines(sender) };
         telemetry.reload(&config).unwrap();

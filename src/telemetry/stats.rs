@@ -15,7 +15,7 @@ pub fn render(shared: &Shared) -> Value {
     let telemetry = &shared.telemetry;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": rounded(shared.clock.now().since(telemetry.started()).as_secs_f64(), 3),
+        "uptime_seconds": rounded(shared.clock.now().since(shared.started_at).as_secs_f64(), 3),
         "totals": figures(&telemetry.totals()),
         "routes": routes(&generation),
         "memory": {
