@@ -242,8 +242,9 @@ async fn a_frozen_redis_costs_a_few_lookups_their_timeout_and_is_used_again_with
     for _ in 0..200 {
         check(&world, &ask, Err(Missing::Unavailable)).await;
     }
+    // Five, and what was in flight: the look at the epoch, on the control lane.
     let timeouts = stats(&world).timeouts;
-    assert!((1..=5).contains(&timeouts), "{timeouts} commands paid the timeout");
+    assert!((5..=7).contains(&timeouts), "{timeouts} commands paid the timeout");
     assert_eq!((state(&world), stats(&world).breaker == "closed"), ("down", false));
     server.signal("CONT");
     let begun = std::time::Instant::now();
