@@ -194,3 +194,21 @@ async fn cache_stats_tell_what_happened() {
     assert_eq!(stats["redis"], serde_json::Value::Null);
     assert_eq!(stats["config"]["generation"], 1);
 }
+
+#[tokio::test]
+async fn every_request_leaves_one_access_log_line() {
+    let origin = Origin::counting(&[("cache-control", "max-age=60")]);
+    let toml = format!("[log]\nformat = \"json\"\n{}", one_route(&origin.url(), ""));
+    let proxy = Proxy::start(&toml);
+    let client = client();
+    get(&client, &proxy.url("/a?b=c")).await;
+    get(&client, &proxy.url("/a?b=c")).await;
+    let lines: Vec<serde_json::Value> =
+        proxy.stopped_lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (line, cache_status) in lines.iter().zip(["aside; fwd=uri-miss; fwd-status=200; stored", "aside; hit; ttl=60"])
+    {
+        assert_eq!((&line["method"], &line["path"], &line["status"]), (&"GET".into(), &"/a?b=c".into(), &200.into()));
+        assert_eq!((&line["cache_status"], &line["bytes"]), (&cache_status.into(), &8.into()));
+    }
+}

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use aside::clock::{Clock, Timestamp};
+use aside::clock::Clock;
 use aside::server::{Running, start};
 use aside::telemetry::AccessLog;
 
@@ -49,20 +49,16 @@ impl Proxy {
         format!("http://{}{path}", self.address)
     }
 
-    /// The present of its clock.
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
     /// Its `/cache-stats`.
     pub async fn stats(&self) -> serde_json::Value {
         let text = super::get(&super::client(), &self.url("/cache-stats")).await.body;
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// The access log lines so far.
-    pub fn lines(&self) -> Vec<String> {
-        self.lines.try_iter().collect()
+    /// Stops it; its access log lines.
+    pub fn stopped_lines(self) -> Vec<String> {
+        self.running.shutdown();
+        self.lines.iter().collect()
     }
 }
 
