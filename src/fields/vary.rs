@@ -102,12 +102,12 @@ fn members_into(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
     }
 }
 
-/// The members of an `Accept*` field, lower case, the most preferred first, with their weights in thousandths
-/// (RFC 9110 §12.4.2). A weight that cannot be read counts as 1.
+/// The members of an `Accept*` field, lower case, the most preferred first, with their weights in thousandths; among equal
+/// weights order has no meaning (RFC 9110 §12.4.2, §12.5.4). A weight that cannot be read counts as 1.
 pub fn preferences(request: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
     let lines = request.get_all(name).iter().filter_map(|line| line.to_str().ok());
     let mut members: Vec<(String, u16)> = lines.flat_map(|line| line.split(',')).filter_map(preference).collect();
-    members.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+    members.sort_unstable_by(|(one, left), (other, right)| right.cmp(left).then_with(|| one.cmp(other)));
     members
 }
 
@@ -178,7 +178,8 @@ mod tests {
         check("accept-encoding", &["*"], &["gzip"], false);
         check("accept-language", &["en, de"], &["EN,de"], true);
         check("accept-language", &["en;q=0.5, de"], &["de, en;q=0.5"], true);
-        check("accept-language", &["en, de"], &["de, en"], false);
+        check("accept-language", &["en, de"], &["de, en"], true);
+        check("accept-language", &["en, de;q=0.9"], &["de, en;q=0.9"], false);
         check("x-a", &["1, 2"], &["1", "2"], true);
         check("x-a", &["1,2"], &["2,1"], false);
         check("x-a", &["a"], &["A"], false);
