@@ -127,23 +127,35 @@ impl Marker {
     }
 }
 
-/// A copy that owns its bytes: a slice of a read buffer would pin the whole buffer. The body is owned already.
+/// A copy whose field values share one buffer of their own: a slice of a read buffer would pin the whole buffer. The
+/// body owns its storage already.
 pub fn compacted(response: &StoredResponse) -> StoredResponse {
-    let mut fields = HeaderMap::with_capacity(response.fields.len());
+    let mut buffer = Vec::with_capacity(response.fields.values().map(HeaderValue::len).sum());
+    response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
+    let mut rest = Bytes::from(buffer);
+    let mut fields = HeaderMap::with_capacity(response.fields.keys_len());
     for (name, value) in &response.fields {
-        fields.append(owned_name(name), owned_value(value));
+        let own = rest.split_to(value.len());
+        // What was valid is valid again.
+        let mut own = HeaderValue::from_maybe_shared(own).unwrap_or_else(|_| value.clone());
+        own.set_sensitive(value.is_sensitive());
+        fields.append(owned_name(name), own);
     }
-    StoredResponse { fields, ..response.clone() }
+    StoredResponse {
+        status: response.status,
+        fields,
+        request_time: response.request_time,
+        response_time: response.response_time,
+        freshness: response.freshness.clone(),
+        selecting: response.selecting.clone(),
+        part: response.part,
+        provenance: response.provenance.clone(),
+        body: response.body.clone(),
+    }
 }
 
 fn owned_name(name: &HeaderName) -> HeaderName {
     HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone())
-}
-
-fn owned_value(value: &HeaderValue) -> HeaderValue {
-    let mut owned = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-    owned.set_sensitive(value.is_sensitive());
-    owned
 }
 
 fn response_bytes(response: &StoredResponse) -> u64 {
