@@ -57,7 +57,9 @@ impl Event {
             Self::Reloaded { .. } => ("reloaded", Info, "configuration reloaded"),
             Self::ReloadRefused { .. } => ("reload_refused", Error, "configuration refused, the running one stays"),
             Self::ReloadNeedsRestart { .. } => ("reload_needs_restart", Warn, "changed, but only a restart applies it"),
-            Self::ConfigurationWarned { .. } => ("configuration_warned", Warn, "configuration may not be what is meant"),
+            Self::ConfigurationWarned { .. } => {
+                ("configuration_warned", Warn, "configuration may not be what is meant")
+            }
             Self::Draining { .. } => ("draining", Info, "draining"),
             Self::DrainTimedOut { .. } => ("drain_timed_out", Warn, "drain timed out, closing what is open"),
             Self::Stopped => ("stopped", Info, "stopped"),

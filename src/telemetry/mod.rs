@@ -133,13 +133,7 @@ impl Telemetry {
         let writer = LogWriter::start(Sink::open(&config.access)?)?;
         let settings = Settings { level: AtomicU8::new(0), format: AtomicU8::new(0), access: AtomicU8::new(0) };
         settings.set(&config, Access::of(&config.access));
-        Ok(Self {
-            clock,
-            writer,
-            settings,
-            routes: Mutex::default(),
-            events: Mutex::default(),
-        })
+        Ok(Self { clock, writer, settings, routes: Mutex::default(), events: Mutex::default() })
     }
 
     /// Logs and counts an event.
