@@ -85,7 +85,7 @@ pub struct StoredResponse {
 impl StoredResponse {
     /// The current age (RFC 9111 §4.2.3).
     pub fn age(&self, now: Timestamp) -> Duration {
-        self.freshness.initial_age + now.since(self.response_time)
+        self.freshness.initial_age.saturating_add(now.since(self.response_time))
     }
 
     /// How much freshness is left; zero when stale.
@@ -103,13 +103,51 @@ impl StoredResponse {
         self.freshness.lifetime > self.age(now)
     }
 
-    /// When the stores may forget it: after freshness, stale windows and `keep`.
+    /// When the stores may forget it: after freshness, stale windows and `keep`. What was old already when it came is
+    /// useless the earlier.
     pub fn useless_after(&self) -> Timestamp {
         let windows = match self.freshness.stale_use {
             StaleUse::AlwaysValidate | StaleUse::Never => Duration::ZERO,
             StaleUse::Within { while_revalidate, if_error, .. } => while_revalidate.max(if_error),
         };
-        let fresh_at_start = self.freshness.lifetime.saturating_sub(self.freshness.initial_age);
-        self.response_time.plus(fresh_at_start).plus(windows).plus(self.freshness.keep)
+        let usable_until_age = self.freshness.lifetime.saturating_add(windows);
+        let usable_for = usable_until_age.saturating_sub(self.freshness.initial_age);
+        self.response_time.plus(usable_for).plus(self.freshness.keep)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_is_useless_after_freshness_windows_and_keep() {
+        let check = |lifetime, initial_age, stale_use, expected| {
+            let secs = Duration::from_secs;
+            let freshness =
+                Freshness { lifetime: secs(lifetime), initial_age: secs(initial_age), stale_use, keep: secs(60) };
+            let stored = StoredResponse {
+                status: StatusCode::OK,
+                fields: HeaderMap::new(),
+                request_time: Timestamp::from_secs(1000),
+                response_time: Timestamp::from_secs(1000),
+                freshness,
+                selecting: SelectingFields::Names(Box::default()),
+                part: None,
+                provenance: Provenance::default(),
+                body: Bytes::new(),
+            };
+            assert_eq!(stored.useless_after(), Timestamp::from_secs(expected), "{:?}", stored.freshness);
+        };
+        let within = StaleUse::Within {
+            while_revalidate: Duration::from_secs(5),
+            if_error: Duration::from_secs(7),
+            max_stale: true,
+        };
+        check(10, 0, StaleUse::Never, 1070);
+        check(10, 4, StaleUse::Never, 1066);
+        check(10, 40, StaleUse::Never, 1060);
+        check(10, 0, within, 1077);
+        check(0, 0, StaleUse::AlwaysValidate, 1060);
     }
 }

@@ -1,7 +1,9 @@
 //! Validators and the conditions over them (RFC 9110 §8.8, §13.1).
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
+use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED};
 
+use super::date;
 use crate::clock::Timestamp;
 
 /// An entity tag: its opaque text with quotes, and whether it is weak.
@@ -14,12 +16,17 @@ pub struct EntityTag {
 impl EntityTag {
     /// Parses one entity tag; lenient about a missing pair of quotes, as origins are.
     pub fn parse(value: &[u8]) -> Option<Self> {
-        todo!("{value:?}")
+        let value = value.trim_ascii();
+        let (weak, opaque) = match value.strip_prefix(b"W/") {
+            Some(opaque) => (true, opaque),
+            None => (false, value),
+        };
+        (!opaque.is_empty()).then(|| Self { opaque: opaque.into(), weak })
     }
 
     /// The `ETag` of a response.
     pub fn of(fields: &HeaderMap) -> Option<Self> {
-        todo!("{fields:?}")
+        fields.get(ETAG).and_then(|value| Self::parse(value.as_bytes()))
     }
 
     /// Whether the tag is strong.
@@ -50,7 +57,8 @@ pub struct Validators {
 impl Validators {
     /// The validators among a response's fields.
     pub fn of(fields: &HeaderMap) -> Self {
-        todo!("{fields:?}")
+        let last_modified = fields.get(LAST_MODIFIED).and_then(date::parse);
+        Self { etag: EntityTag::of(fields), last_modified }
     }
 
     /// Whether there is none.
@@ -71,18 +79,95 @@ pub enum Condition {
 }
 
 /// Evaluates `If-None-Match`, else `If-Modified-Since` (RFC 9111 §4.3.2, RFC 9110 §13.2.2).
-/// `date` is the stored response's `Date`, used where it has no `Last-Modified`.
+/// `date` is when the stored response was generated, used where it has no `Last-Modified`.
 pub fn evaluate(request: &HeaderMap, stored: &HeaderMap, date: Timestamp) -> Condition {
-    todo!("{request:?} {stored:?} {date:?}")
+    if request.contains_key(IF_NONE_MATCH) {
+        return evaluate_none_match(request, stored);
+    }
+    let Some(since) = request.get(IF_MODIFIED_SINCE).and_then(date::parse) else { return Condition::None };
+    let modified = stored.get(LAST_MODIFIED).and_then(date::parse).unwrap_or(date);
+    if modified.as_secs() <= since.as_secs() { Condition::NotModified } else { Condition::Modified }
+}
+
+fn evaluate_none_match(request: &HeaderMap, stored: &HeaderMap) -> Condition {
+    let own = EntityTag::of(stored);
+    let mut listed = request.get_all(IF_NONE_MATCH).iter().flat_map(|line| members(line.as_bytes()));
+    let is_match = listed.any(|member| {
+        member == b"*"
+            || own.as_ref().is_some_and(|own| EntityTag::parse(member).is_some_and(|it| it.matches_weakly(own)))
+    });
+    if is_match { Condition::NotModified } else { Condition::Modified }
+}
+
+/// The members of a list of entity tags; commas within quotes belong to a tag.
+fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    line.split(move |byte| {
+        quoted ^= *byte == b'"';
+        *byte == b',' && !quoted
+    })
+    .map(<[u8]>::trim_ascii)
+    .filter(|member| !member.is_empty())
 }
 
 /// Whether `If-Range` (absent counts as true) lets a range be answered from a stored response:
 /// strong comparison of tags, exact comparison of dates (RFC 9110 §13.1.5).
 pub fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
-    todo!("{request:?} {stored:?}")
+    let Some(condition) = request.get(IF_RANGE) else { return true };
+    if let Some(since) = date::parse(condition) {
+        return stored.get(LAST_MODIFIED).and_then(date::parse) == Some(since);
+    }
+    let (condition, own) = (EntityTag::parse(condition.as_bytes()), EntityTag::of(stored));
+    condition.zip(own).is_some_and(|(condition, own)| condition.matches_strongly(&own))
 }
 
-/// The value as written of a stored response's `ETag`, fit for `If-None-Match`.
-pub fn etag_value(fields: &HeaderMap) -> Option<&HeaderValue> {
-    fields.get(http::header::ETAG)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in lines {
+            fields.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        fields
+    }
+
+    const EARLIER: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const LATER: &str = "Mon, 07 Nov 1994 08:49:37 GMT";
+
+    #[test]
+    fn conditions_are_evaluated_tags_first() {
+        let check = |request: &[(&'static str, &str)], expected: Condition| {
+            let stored = fields(&[("etag", "\"a,b\""), ("last-modified", EARLIER)]);
+            assert_eq!(evaluate(&fields(request), &stored, Timestamp::default()), expected, "{request:?}");
+        };
+        check(&[], Condition::None);
+        check(&[("if-none-match", "\"a,b\"")], Condition::NotModified);
+        check(&[("if-none-match", "\"x\", W/\"a,b\"")], Condition::NotModified);
+        check(&[("if-none-match", "\"x\""), ("if-none-match", "\"a,b\"")], Condition::NotModified);
+        check(&[("if-none-match", "*")], Condition::NotModified);
+        check(&[("if-none-match", "\"a\"")], Condition::Modified);
+        check(&[("if-none-match", "\"a\""), ("if-modified-since", LATER)], Condition::Modified);
+        check(&[("if-modified-since", LATER)], Condition::NotModified);
+        check(&[("if-modified-since", EARLIER)], Condition::NotModified);
+        check(&[("if-modified-since", "Sat, 05 Nov 1994 08:49:37 GMT")], Condition::Modified);
+        check(&[("if-modified-since", "yesterday")], Condition::None);
+    }
+
+    #[test]
+    fn if_range_compares_strongly() {
+        let check = |condition: &str, expected: bool| {
+            let stored = fields(&[("etag", "\"a\""), ("last-modified", EARLIER)]);
+            assert_eq!(if_range_holds(&fields(&[("if-range", condition)]), &stored), expected, "{condition}");
+        };
+        check("\"a\"", true);
+        check("W/\"a\"", false);
+        check("\"b\"", false);
+        check(EARLIER, true);
+        check(LATER, false);
+        assert!(if_range_holds(&HeaderMap::new(), &HeaderMap::new()));
+        assert!(!if_range_holds(&fields(&[("if-range", "W/\"a\"")]), &fields(&[("etag", "W/\"a\"")])));
+    }
 }

@@ -18,6 +18,7 @@ use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
 use crate::store::Query;
 use crate::target::{Scheme, Target};
 use crate::telemetry::cache_status::Detail;
+use crate::telemetry::metrics::RouteCounters;
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub struct Ask {
     pub generation: Arc<Generation>,
     /// Its route.
     pub route: Arc<Route>,
+    /// The counters of its route.
+    pub counters: Arc<RouteCounters>,
     /// The route's parameters.
     pub params: Params,
     /// Its target.
@@ -125,7 +128,8 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     if caching.bypass.iter().any(|name| fields.contains_key(name)) {
         return because(Detail::BypassHeader);
     }
-    let is_keyed = |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
+    let is_keyed =
+        |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
     if caching.credential_headers.iter().any(|name| fields.contains_key(name) && !is_keyed(name)) {
         return because(Detail::Credentials);
     }

@@ -13,10 +13,12 @@ use super::{forward, share};
 use crate::clock::Timestamp;
 use crate::collapse::Lease;
 use crate::fields::surrogate;
+use crate::policy::partial;
 use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::{Put, PutLimits};
 use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
+use crate::telemetry::events::Event;
 use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 
 /// What a fetch brought.
@@ -53,6 +55,10 @@ pub struct Fetch {
     /// The ledger, before the upstream is contacted.
     synced: (PurgeNumber, Epoch),
     begun: Instant,
+    /// Whether this is the second, unconditional try.
+    refetched: bool,
+    /// Whether no client waits for it.
+    background: bool,
     client: Option<oneshot::Sender<Report>>,
 }
 
@@ -72,11 +78,25 @@ impl Fetch {
         lease: Option<Lease<News>>,
     ) -> oneshot::Receiver<Report> {
         let (client, report) = oneshot::channel();
-        let shared = Arc::clone(&ask.proxy.shared);
-        let synced = shared.store.synced();
-        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), client: Some(client) };
-        shared.tasks.spawn(fetch.run());
+        Self::spawn(ask, stored, lease, Some(client));
         report
+    }
+
+    /// Starts a validation that no client waits for.
+    pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lease: Lease<News>) {
+        Self::spawn(ask, Some(stored), Some(lease), None);
+    }
+
+    fn spawn(
+        ask: Arc<Ask>,
+        stored: Option<Arc<StoredResponse>>,
+        lease: Option<Lease<News>>,
+        client: Option<oneshot::Sender<Report>>,
+    ) {
+        let shared = Arc::clone(&ask.proxy.shared);
+        let (synced, background) = (shared.store.synced(), client.is_none());
+        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, background, client };
+        shared.tasks.spawn(fetch.run());
     }
 
     async fn run(mut self) {
@@ -121,6 +141,9 @@ impl Fetch {
 
     /// Asks again without conditions: what came does not fit what is stored.
     async fn refetch(&mut self) {
+        if std::mem::replace(&mut self.refetched, true) {
+            return self.fail(UpstreamError::Protocol);
+        }
         match self.ask_upstream(None).await {
             Ok(asked) => self.settle(asked, None).await,
             Err(error) => self.fail(error),
@@ -130,7 +153,7 @@ impl Fetch {
     async fn ask_upstream(&self, stored: Option<&StoredResponse>) -> Result<Asked, UpstreamError> {
         let ask = &*self.ask;
         let mut fields = forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching()));
-        let conditional = validate::upstream_conditions(&mut fields, stored);
+        let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
         let body = http_body_util::Full::new(ask.content.clone()).map_err(|never| match never {});
         let mut request = Request::new(RequestBody::new(body));
         *request.method_mut() = ask.parts.method.clone();
@@ -190,6 +213,7 @@ impl Fetch {
 
     /// The head with its provenance, and room for the body; or why it is not stored.
     fn admit(&self, mut head: StoredResponse, framing: Framing) -> Result<(StoredResponse, Room), NotStored> {
+        head.selecting = head.selecting.without(&self.ask.caching().vary_ignore);
         head.provenance = self.provenance(&head)?;
         let expected = match framing {
             Framing::Length(length) if length > self.ask.caching().max_object => return Err(NotStored::TooLarge),
@@ -238,7 +262,7 @@ impl Fetch {
             return self.fail(UpstreamError::Protocol);
         };
         part.body = rest;
-        match settle::combine(&stored, &part) {
+        match partial::combine(&stored, &part) {
             Some(whole) => {
                 let whole = Arc::new(whole);
                 self.put(&whole);
@@ -265,8 +289,12 @@ impl Fetch {
         let query = self.ask.store_query(&tags, self.ask.now());
         let limits = PutLimits { max_variants: self.ask.caching().max_variants };
         let store = &self.ask.proxy.shared.store;
-        if store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits) == Put::TooManyVariants {
+        let put = store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits);
+        if put != Put::Stored {
             self.publish(News::NotShared);
+        }
+        if self.background {
+            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, put == Put::Stored);
         }
     }
 
@@ -276,11 +304,18 @@ impl Fetch {
         if reason.is_of_resource() && !status.is_server_error() {
             self.remember_uncacheable();
         }
+        if self.background {
+            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, false);
+        }
         self.publish(News::NotShared);
         self.report(Fetched::Pass(Box::new(response), reason), Some(status));
     }
 
     fn fail(&mut self, error: UpstreamError) {
+        if self.background {
+            let route = self.ask.route.name.to_string();
+            self.ask.proxy.shared.telemetry.emit(&Event::RevalidationFailed { route, error });
+        }
         self.publish(News::Failed(error));
         self.report(Fetched::Failed(error), None);
     }

@@ -1,8 +1,9 @@
 //! Answers made from what the store holds and from what a fetch brought.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
+use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{Response, StatusCode};
 
 use super::answer::{Answer, Content};
@@ -17,7 +18,7 @@ use crate::policy::reuse::{Use, Why, usable_on_error};
 use crate::store::{Found, Lookup, Missing, Tier};
 use crate::stored::StoredResponse;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
-use crate::upstream::UpstreamError;
+use crate::upstream::{ResponseBody, UpstreamError};
 
 /// What the store said.
 #[derive(Clone, Debug)]
@@ -91,7 +92,7 @@ impl LookedUp {
             }
             Fetched::Stale(stored) => stale_on_error(ask, &stored),
             Fetched::Pass(response, reason) => {
-                passed(*response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
+                passed_to(ask, *response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
             }
             Fetched::Failed(error) => stale_or_failed(ask, fallback.as_ref(), why, error),
         };
@@ -130,14 +131,14 @@ pub fn stream(fill: Arc<Fill>, why: Why) -> Answer {
 
 /// The upstream failed: what is stored, where that may be used now, else the error.
 pub fn stale_or_failed(ask: &Ask, stored: Option<&Arc<StoredResponse>>, why: Why, error: UpstreamError) -> Answer {
-    match stored.filter(|stored| usable_on_error(&ask.parts.headers, stored, ask.now())) {
+    match stored.filter(|stored| usable_on_error(&ask.parts, stored, ask.now())) {
         Some(stored) => stale_on_error(ask, stored),
         None => Answer::failed(error, forwarded(why, None, false)),
     }
 }
 
 /// An answer that the upstream gave and that is not stored.
-pub fn passed(response: Response<crate::upstream::ResponseBody>, outcome: Outcome, detail: Option<Detail>) -> Answer {
+pub fn passed(response: Response<ResponseBody>, outcome: Outcome, detail: Option<Detail>) -> Answer {
     let (mut parts, body) = response.into_parts();
     hop_by_hop::remove(&mut parts.headers);
     let head = Response::from_parts(parts, ());
@@ -146,6 +147,21 @@ pub fn passed(response: Response<crate::upstream::ResponseBody>, outcome: Outcom
         content: Content::Upstream(Box::new(body)),
         cache_status: CacheStatus { outcome, detail },
         upstream: None,
+    }
+}
+
+/// The same where the client's own condition was kept back: it may make a 304 of it.
+fn passed_to(ask: &Ask, response: Response<ResponseBody>, outcome: Outcome, detail: Option<Detail>) -> Answer {
+    let (mut parts, body) = response.into_parts();
+    match reply::not_modified(&ask.parts, &parts, ask.now()) {
+        Some(mut head) => {
+            hop_by_hop::remove(head.headers_mut());
+            Answer { head, content: Content::Empty, cache_status: CacheStatus { outcome, detail }, upstream: None }
+        }
+        None => {
+            parts.extensions.clear();
+            passed(Response::from_parts(parts, body), outcome, detail)
+        }
     }
 }
 
@@ -170,6 +186,10 @@ fn streamed(fill: &Fill, content: Content, cache_status: CacheStatus) -> Answer 
     let mut head = Response::new(());
     *head.status_mut() = fill.head.status;
     head.headers_mut().clone_from(&fill.head.fields);
+    // What came aged goes on aged (RFC 9111 §5.1).
+    if fill.head.freshness.initial_age >= Duration::from_secs(1) {
+        head.headers_mut().insert(AGE, fill.head.freshness.initial_age.as_secs().into());
+    }
     Answer { head, content, cache_status, upstream: None }
 }
 

@@ -10,7 +10,8 @@ use crate::world::{Proxy, RawOrigin, Redis, client, get};
 async fn check_not_stored(answer: &'static [u8], client_sees_an_error: bool) {
     let origin = RawOrigin::writing(answer);
     let redis = Redis::start();
-    let proxy = Proxy::start(&one_route_with_redis(&origin.url(), &redis.url(), "ttl = \"1m\"\nstale_if_error = \"0s\""));
+    let proxy =
+        Proxy::start(&one_route_with_redis(&origin.url(), &redis.url(), "ttl = \"1m\"\nstale_if_error = \"0s\""));
     let client = client();
     for fetches in 1..=2 {
         let response = client.get(proxy.url("/a")).send().await;
@@ -92,7 +93,9 @@ async fn a_103_reaches_a_client_that_can_take_it_and_confuses_nobody() {
                   HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncache-control: max-age=60\r\n\r\nok";
     let origin = RawOrigin::writing(early);
     let proxy = Arc::new(Proxy::start(&one_route(&origin.url(), "")));
-    let raw = crate::protocols::raw_exchange(proxy.address, "GET /a HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n").await;
+    let raw =
+        crate::protocols::raw_exchange(proxy.address, "GET /a HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")
+            .await;
     assert!(raw.starts_with("HTTP/1.1 103 Early Hints\r\n"), "{raw}");
     assert!(raw.contains("link: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"), "{raw}");
     assert!(raw.ends_with("\r\n\r\nok"), "{raw}");

@@ -15,7 +15,13 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn stored(redis: &Redis) -> usize {
-    redis.command("EVAL \"return #redis.call('keys','aside:r:*')\" 0").unwrap().trim().trim_start_matches(':').parse().unwrap()
+    redis
+        .command("EVAL \"return #redis.call('keys','aside:r:*')\" 0")
+        .unwrap()
+        .trim()
+        .trim_start_matches(':')
+        .parse()
+        .unwrap()
 }
 
 async fn until_connected(proxy: &Proxy) {
@@ -85,13 +91,17 @@ async fn a_redis_that_was_never_there_keeps_nobody_from_starting() {
 
 #[tokio::test]
 async fn with_the_memory_tier_off_every_hit_comes_from_redis() {
-    let (origin, redis) = (Origin::counting(&[("cache-control", "max-age=60"), ("vary", "accept-language")]), Redis::start());
+    let (origin, redis) =
+        (Origin::counting(&[("cache-control", "max-age=60"), ("vary", "accept-language")]), Redis::start());
     let toml = format!("[memory]\nmax_size = \"0\"\n{}", one_route_with_redis(&origin.url(), &redis.url(), ""));
     let proxy = Proxy::start(&toml);
     until_connected(&proxy).await;
     let client = client();
     get(&client, &proxy.url("/a")).await;
-    assert!(get(&client, &proxy.url("/a")).await.cache_status.starts_with("aside; hit"), "readable before redis has it");
+    assert!(
+        get(&client, &proxy.url("/a")).await.cache_status.starts_with("aside; hit"),
+        "readable before redis has it"
+    );
     until("the write to redis", || stored(&redis) == 2).await;
     assert!(get(&client, &proxy.url("/a")).await.cache_status.starts_with("aside; hit"));
     assert_eq!(origin.count("/a"), 1);
@@ -108,7 +118,9 @@ async fn a_corrupt_value_is_a_miss_and_deleted() {
         get(&client, &proxy.url("/a")).await;
         until("the write to redis", || stored(&redis) == 1).await;
     }
-    redis.command("EVAL \"for _,k in ipairs(redis.call('keys','aside:r:*')) do redis.call('setrange',k,20,'XXXX') end\" 0");
+    redis.command(
+        "EVAL \"for _,k in ipairs(redis.call('keys','aside:r:*')) do redis.call('setrange',k,20,'XXXX') end\" 0",
+    );
     let proxy = Proxy::start(&toml);
     until_connected(&proxy).await;
     let answer = get(&client, &proxy.url("/a")).await;

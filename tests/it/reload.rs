@@ -10,7 +10,9 @@ async fn a_new_ttl_rules_what_is_stored_next_and_memory_keeps_what_it_held() {
     let origin = Origin::counting(&[]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("aside.toml");
-    let write = |ttl: &str| std::fs::write(&path, one_route(&origin.url(), &format!("ttl = \"{ttl}\"\nttl_jitter = 0.0"))).unwrap();
+    let write = |ttl: &str| {
+        std::fs::write(&path, one_route(&origin.url(), &format!("ttl = \"{ttl}\"\nttl_jitter = 0.0"))).unwrap()
+    };
     write("1m");
     let proxy = Proxy::start_file(path.clone());
     let client = client();

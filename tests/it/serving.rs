@@ -11,13 +11,19 @@ async fn a_miss_is_followed_by_hits_until_the_ttl_has_passed() {
     let proxy = Proxy::start(&one_route(&origin.url(), "ttl = \"1m\"\nttl_jitter = 0.0"));
     let (client, url) = (client(), proxy.url("/a"));
     let miss = get(&client, &url).await;
-    assert_eq!((miss.body.as_str(), miss.cache_status.as_str()), ("/a 0", "aside; fwd=uri-miss; fwd-status=200; stored"));
+    assert_eq!(
+        (miss.body.as_str(), miss.cache_status.as_str()),
+        ("/a 0", "aside; fwd=uri-miss; fwd-status=200; stored")
+    );
     proxy.clock.advance(Duration::from_secs(18));
     let hit = get(&client, &url).await;
     assert_eq!((hit.body.as_str(), hit.cache_status.as_str()), ("/a 0", "aside; hit; ttl=42"));
     proxy.clock.advance(Duration::from_secs(42));
     let stale = get(&client, &url).await;
-    assert_eq!((stale.body.as_str(), stale.cache_status.as_str()), ("/a 1", "aside; fwd=stale; fwd-status=200; stored"));
+    assert_eq!(
+        (stale.body.as_str(), stale.cache_status.as_str()),
+        ("/a 1", "aside; fwd=stale; fwd-status=200; stored")
+    );
 }
 
 #[tokio::test]
@@ -52,9 +58,8 @@ async fn a_stale_response_is_validated_and_freshened_by_a_304() {
 
 #[tokio::test]
 async fn conditions_and_ranges_of_the_client_are_answered_from_the_store() {
-    let origin = Origin::start(|_| async {
-        reply(200, &[("etag", "\"v1\""), ("cache-control", "max-age=60")], "0123456789")
-    });
+    let origin =
+        Origin::start(|_| async { reply(200, &[("etag", "\"v1\""), ("cache-control", "max-age=60")], "0123456789") });
     let proxy = Proxy::start(&one_route(&origin.url(), ""));
     let (client, url) = (client(), proxy.url("/a"));
     get(&client, &url).await;
@@ -76,9 +81,8 @@ async fn conditions_and_ranges_of_the_client_are_answered_from_the_store() {
 #[tokio::test]
 async fn requests_with_cookies_or_credentials_never_meet_the_store() {
     let origin = Origin::start(|seen| async move {
-        let who = ["cookie", "authorization", "x-api-key"].map(|name| {
-            seen.fields.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-        });
+        let who = ["cookie", "authorization", "x-api-key"]
+            .map(|name| seen.fields.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default());
         reply(200, &[("cache-control", "max-age=60")], &format!("for {}", who.concat()))
     });
     let proxy = Proxy::start(&one_route(&origin.url(), ""));
@@ -138,7 +142,10 @@ async fn stale_while_revalidate_answers_at_once_and_fetches_behind() {
     get(&client, &url).await;
     proxy.clock.advance(Duration::from_secs(20));
     let stale = get(&client, &url).await;
-    assert_eq!((stale.body.as_str(), stale.cache_status.as_str()), ("/a 0", "aside; hit; ttl=-10; detail=stale-while-revalidate"));
+    assert_eq!(
+        (stale.body.as_str(), stale.cache_status.as_str()),
+        ("/a 0", "aside; hit; ttl=-10; detail=stale-while-revalidate")
+    );
     while get(&client, &url).await.body == "/a 0" {
         tokio::task::yield_now().await;
     }
@@ -148,7 +155,8 @@ async fn stale_while_revalidate_answers_at_once_and_fetches_behind() {
 #[tokio::test]
 async fn what_no_route_matches_is_proxied_uncached() {
     let origin = Origin::counting(&[("cache-control", "max-age=60")]);
-    let toml = format!("[upstream.api]\nurl = \"{}\"\n\n[[route]]\npath = \"/v1/{{*rest}}\"\nttl = \"1m\"\n", origin.url());
+    let toml =
+        format!("[upstream.api]\nurl = \"{}\"\n\n[[route]]\npath = \"/v1/{{*rest}}\"\nttl = \"1m\"\n", origin.url());
     let proxy = Proxy::start(&toml);
     let (client, url) = (client(), proxy.url("/other"));
     assert_eq!(get(&client, &url).await.cache_status, "aside; fwd=bypass; fwd-status=200; detail=no-route");
