@@ -10,6 +10,7 @@ pub mod generation;
 pub mod key;
 pub mod policy;
 pub mod proxy;
+pub mod reload;
 pub mod route;
 pub mod server;
 pub mod store;

@@ -8,6 +8,13 @@ use super::rfc3339;
 use crate::generation::{Generation, Shared};
 use crate::store::RedisStats;
 
+/// The page as it is sent: for people and programs.
+pub fn text(shared: &Shared) -> bytes::Bytes {
+    let mut text = serde_json::to_vec_pretty(&render(shared)).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
 /// Renders the figures of this moment.
 pub fn render(shared: &Shared) -> Value {
     let generation = shared.generation.load();

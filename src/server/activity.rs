@@ -1,0 +1,213 @@
+//! What a connection is waiting for, and since when: the source of its time-outs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::config::Limits;
+
+/// What a connection is waiting for. Written by the socket and the service, read when its timer fires.
+#[derive(Debug)]
+pub struct Activity {
+    accepted: Instant,
+    /// Requests whose answers have not ended.
+    requests: AtomicUsize,
+    /// When the last answer ended.
+    idle_since: Since,
+    /// When the first byte of a request head came; HTTP/1 only, whose bytes between requests are nothing else.
+    head_since: Since,
+    /// When the client ceased to take what is written.
+    blocked_since: Since,
+    is_http2: AtomicBool,
+}
+
+/// What a connection's timer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// Nothing; look again after this time.
+    Again(Duration),
+    /// It has had no request for too long: end it with grace.
+    Idle,
+    /// The client does not send a head it began, or does not take its answer: end it.
+    Stalled,
+}
+
+/// Milliseconds after `accepted`, plus one; 0: not.
+#[derive(Debug, Default)]
+struct Since(AtomicU64);
+
+impl Since {
+    fn set(&self, elapsed: Duration) {
+        self.0.store(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1) + 1, Relaxed);
+    }
+
+    fn clear(&self) {
+        if self.is_set() {
+            self.0.store(0, Relaxed);
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    /// How long ago, where it is set.
+    fn ago(&self, elapsed: Duration) -> Option<Duration> {
+        let since = self.0.load(Relaxed).checked_sub(1)?;
+        Some(elapsed.saturating_sub(Duration::from_millis(since)))
+    }
+}
+
+impl Activity {
+    /// Of a connection accepted now.
+    pub fn new() -> Self {
+        Self {
+            accepted: Instant::now(),
+            requests: AtomicUsize::new(0),
+            idle_since: Since(AtomicU64::new(1)),
+            head_since: Since::default(),
+            blocked_since: Since::default(),
+            is_http2: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes came from the client.
+    pub fn received(&self, bytes: &[u8]) {
+        if bytes.is_empty() || self.requests.load(Relaxed) > 0 || self.is_http2.load(Relaxed) {
+            return;
+        }
+        if bytes.starts_with(b"PRI * HTTP/2") {
+            self.is_http2.store(true, Relaxed);
+        } else if !self.head_since.is_set() {
+            self.head_since.set(self.accepted.elapsed());
+        }
+    }
+
+    /// A request's head is complete; the request lasts until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.requests.fetch_add(1, Relaxed);
+        self.head_since.clear();
+        InFlight(Arc::clone(self))
+    }
+
+    /// The socket took nothing.
+    pub fn write_blocked(&self) {
+        if !self.blocked_since.is_set() {
+            self.blocked_since.set(self.accepted.elapsed());
+        }
+    }
+
+    /// The socket took something.
+    pub fn write_progressed(&self) {
+        self.blocked_since.clear();
+    }
+
+    /// How often to check: a head that begins between two checks is found soon enough.
+    pub fn interval(limits: &Limits) -> Duration {
+        limits.header_timeout.min(limits.idle_timeout) / 2 + Duration::from_millis(1)
+    }
+
+    /// What to do now.
+    pub fn check(&self, limits: &Limits) -> Timer {
+        self.check_at(self.accepted.elapsed(), limits)
+    }
+
+    fn check_at(&self, elapsed: Duration, limits: &Limits) -> Timer {
+        let has_lasted = |since: &Since, bound: Duration| since.ago(elapsed).is_some_and(|ago| ago >= bound);
+        if has_lasted(&self.blocked_since, limits.idle_timeout) {
+            return Timer::Stalled;
+        }
+        let soon = Self::interval(limits);
+        if self.requests.load(Relaxed) > 0 {
+            return Timer::Again(soon);
+        }
+        if has_lasted(&self.head_since, limits.header_timeout) {
+            return Timer::Stalled;
+        }
+        if !self.head_since.is_set() && has_lasted(&self.idle_since, limits.idle_timeout) {
+            return Timer::Idle;
+        }
+        Timer::Again(soon)
+    }
+}
+
+/// A request being answered; dropped when its answer has ended.
+#[derive(Debug)]
+pub struct InFlight(Arc<Activity>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.idle_since.set(self.0.accepted.elapsed());
+        self.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            header_size: 0,
+            header_count: 0,
+            uri_length: 0,
+            connections: 0,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            body_idle_timeout: Duration::from_secs(30),
+        }
+    }
+
+    #[track_caller]
+    fn check(activity: &Activity, seconds: u64, expected: Timer) {
+        assert_eq!(activity.check_at(Duration::from_secs(seconds), &limits()), expected);
+    }
+
+    const AGAIN: Timer = Timer::Again(Duration::from_millis(5001));
+
+    #[test]
+    fn a_connection_without_a_request_ends_after_the_idle_timeout() {
+        let activity = Activity::new();
+        check(&activity, 59, AGAIN);
+        check(&activity, 60, Timer::Idle);
+    }
+
+    #[test]
+    fn a_head_must_be_complete_within_the_header_timeout() {
+        let activity = Activity::new();
+        activity.received(b"GET / HT");
+        check(&activity, 9, AGAIN);
+        check(&activity, 11, Timer::Stalled);
+    }
+
+    #[test]
+    fn http2_frames_between_requests_are_no_heads() {
+        let activity = Activity::new();
+        activity.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        activity.received(b"\0\0\0\x04\x01\0\0\0\0");
+        check(&activity, 11, AGAIN);
+        check(&activity, 60, Timer::Idle);
+    }
+
+    #[test]
+    fn a_request_may_last() {
+        let activity = Arc::new(Activity::new());
+        activity.received(b"GET / HTTP/1.1\r\n\r\n");
+        let request = activity.begin();
+        check(&activity, 3600, AGAIN);
+        drop(request);
+        check(&activity, 59, AGAIN);
+        check(&activity, 61, Timer::Idle);
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_left() {
+        let activity = Arc::new(Activity::new());
+        let _request = activity.begin();
+        activity.write_blocked();
+        check(&activity, 59, AGAIN);
+        check(&activity, 61, Timer::Stalled);
+        activity.write_progressed();
+        check(&activity, 61, AGAIN);
+    }
+}

@@ -1,0 +1,201 @@
+//! What hyper calls with each request: checks, the proxy, refusals and `/cache-stats`.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, VIA};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Frame, Incoming, SizeHint};
+
+use super::activity::{Activity, InFlight};
+use super::interim::InterimQueue;
+use super::request::{self, Refusal};
+use crate::generation::{Generation, Shared};
+use crate::proxy::answer::{Answer, Body, Content, Visit};
+use crate::proxy::{Connection, Proxy};
+use crate::target::Target;
+use crate::telemetry::cache_status::{CacheStatus, Outcome};
+use crate::telemetry::stats;
+
+/// Fields that say that somebody stands between the peer and us, so that the peer's address does not tell who asks.
+const FORWARDED: [&str; 2] = ["forwarded", "x-real-ip"];
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+/// What 405 offers instead of CONNECT (RFC 9110 §15.5.6); the routes and their upstreams may allow less.
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// One connection's service.
+pub struct Service {
+    /// The worker's view of the proxy.
+    pub proxy: Arc<Proxy>,
+    /// The connection.
+    pub connection: Connection,
+    /// What it waits for.
+    pub activity: Arc<Activity>,
+    /// Its interim heads.
+    pub interim: Arc<InterimQueue>,
+}
+
+impl Service {
+    /// Answers a request. Interim heads are taken until the answer's head is there.
+    pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
+        let in_flight = self.activity.begin();
+        let takes_interim = request.version() == Version::HTTP_11;
+        if takes_interim {
+            self.interim.open();
+        }
+        let response = self.answer(request).await;
+        if takes_interim {
+            self.interim.close();
+        }
+        Ok(response.map(|body| Tracked { body, _in_flight: in_flight }))
+    }
+
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+        let shared = &self.proxy.shared;
+        let generation = shared.generation.load();
+        let checked = request::check(&request, self.connection.scheme, &generation.server);
+        let target = match checked {
+            Ok(request::Accepted::Proxied(target)) => target,
+            Ok(request::Accepted::ServerOptions) => return self.server_options(&request, &generation),
+            Err(refusal) => return self.refuse(&request, refusal, &generation),
+        };
+        if self.asks_for_stats(&request, &target, &generation) {
+            return stats_page(shared);
+        }
+        drop(generation);
+        join_cookies(request.headers_mut());
+        request.extensions_mut().insert(target);
+        self.proxy.handle(&self.connection, request).await
+    }
+
+    fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {
+        let mut answer = Answer::generated(refusal.status(), refusal.detail());
+        let fields = answer.head.headers_mut();
+        if refusal.closes() && request.version() != Version::HTTP_2 {
+            fields.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if refusal == Refusal::Connect {
+            fields.insert(ALLOW, METHODS);
+        }
+        self.finish(request, answer, generation)
+    }
+
+    fn server_options(&self, request: &Request<Incoming>, generation: &Generation) -> Response<Body> {
+        let mut head = Response::new(());
+        *head.status_mut() = StatusCode::NO_CONTENT;
+        head.headers_mut().insert(ALLOW, METHODS);
+        let cache_status = CacheStatus { outcome: Outcome::Generated, detail: None };
+        self.finish(request, Answer { head, content: Content::Empty, cache_status, upstream: None }, generation)
+    }
+
+    /// What never reaches a route is counted with what no route matches.
+    fn finish(&self, request: &Request<Incoming>, answer: Answer, generation: &Generation) -> Response<Body> {
+        let shared = &self.proxy.shared;
+        let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+        let visit = Visit {
+            started: shared.clock.now(),
+            begun: Instant::now(),
+            client: self.connection.peer.ip().to_canonical(),
+            method: request.method().clone(),
+            target: request.uri().to_string().into(),
+            host: host.unwrap_or_default().into(),
+            version: request.version(),
+            route: None,
+            counters: Arc::clone(&generation.unrouted),
+        };
+        visit.finish(answer, &shared.telemetry, generation.server.cache_status)
+    }
+
+    fn asks_for_stats(&self, request: &Request<Incoming>, target: &Target, generation: &Generation) -> bool {
+        let stats = &generation.server.stats;
+        let peer = self.connection.peer.ip().to_canonical();
+        *target.path() == *stats.path
+            && matches!(*request.method(), Method::GET | Method::HEAD)
+            && stats.allow.iter().any(|net| net.contains(&peer))
+            && !is_forwarded(request.headers())
+    }
+}
+
+fn is_forwarded(fields: &HeaderMap) -> bool {
+    let says_so = |name: &str| name == VIA || FORWARDED.contains(&name) || name.starts_with(FORWARDED_PREFIX);
+    fields.keys().any(|name| says_so(name.as_str()))
+}
+
+/// Asking for the figures is not counted: not by route, nor in the log.
+fn stats_page(shared: &Shared) -> Response<Body> {
+    let mut response = Response::new(Body::unrecorded(stats::text(shared)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// HTTP/2 may split `Cookie` (RFC 9113 §8.2.3); key and upstream see one field.
+fn join_cookies(fields: &mut HeaderMap) {
+    let mut cookies = fields.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        fields.insert(COOKIE, joined);
+    }
+}
+
+/// An answer's content that keeps its request in flight until it has ended.
+#[derive(Debug)]
+pub struct Tracked {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl http_body::Body for Tracked {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_cookies_are_joined_in_their_order() {
+        let check = |cookies: &[&str], expected: &[&str]| {
+            let cookies = cookies.iter().map(|cookie| (COOKIE, HeaderValue::from_str(cookie).unwrap()));
+            let mut fields: HeaderMap = cookies.collect();
+            join_cookies(&mut fields);
+            assert_eq!(fields.get_all(COOKIE).iter().collect::<Vec<_>>(), expected);
+        };
+        check(&[], &[]);
+        check(&["a=1"], &["a=1"]);
+        check(&["a=1", "b=2; c=3", "d=4"], &["a=1; b=2; c=3; d=4"]);
+    }
+
+    #[test]
+    fn any_forwarding_field_hides_the_figures() {
+        for name in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"] {
+            let fields = HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static("x"))]);
+            assert!(is_forwarded(&fields), "{name}");
+        }
+        assert!(!is_forwarded(&HeaderMap::from_iter([(HOST, HeaderValue::from_static("x"))])));
+    }
+}

@@ -1,0 +1,237 @@
+//! The socket under hyper: notes what the client does, and writes interim heads between responses.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::activity::Activity;
+use super::interim::InterimQueue;
+
+/// A client's connection, above TLS where there is any. `place` is given back when the connection ends, be it hyper's
+/// or, after an upgrade, a tunnel's.
+#[derive(Debug)]
+pub struct ClientSocket<S, P> {
+    inner: S,
+    activity: Arc<Activity>,
+    interim: Arc<InterimQueue>,
+    /// Interim heads of which a part may have been written.
+    writing: Vec<u8>,
+    written: usize,
+    /// Whether hyper has written since it last flushed: it may be within a response.
+    is_dirty: bool,
+    _place: P,
+}
+
+impl<S, P> ClientSocket<S, P> {
+    /// Wraps an accepted connection.
+    pub const fn new(inner: S, activity: Arc<Activity>, interim: Arc<InterimQueue>, place: P) -> Self {
+        Self { inner, activity, interim, writing: Vec::new(), written: 0, is_dirty: false, _place: place }
+    }
+}
+
+impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
+    /// Writes interim heads where none can land inside a response, before hyper writes.
+    ///
+    /// hyper flushes what it has before it hands out the next request (`pipeline_flush` is off). So while the queue is
+    /// open and hyper has flushed all it wrote, the wire stands between responses; and once the queue is closed, the
+    /// next thing that hyper writes to a clean wire is the response's head. If it is not clean then, head and remainder
+    /// may be in one write, and the interim heads are dropped: they are hints.
+    fn poll_before_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_dirty {
+            if !self.interim.is_open() {
+                drop(self.interim.take());
+            }
+        } else if let Some(heads) = self.interim.take() {
+            self.writing.extend_from_slice(&heads);
+        }
+        self.poll_interim(context)
+    }
+
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.writing.len() {
+            match ready!(Pin::new(&mut self.inner).poll_write(context, &self.writing[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                bytes => self.written += bytes,
+            }
+        }
+        self.writing.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Notes whether the client takes what is written.
+    fn note<T>(&self, polled: &Poll<T>) {
+        if polled.is_pending() {
+            self.activity.write_blocked();
+        } else {
+            self.activity.write_progressed();
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for ClientSocket<S, P> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(context, buf))?;
+        self.activity.received(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S, P> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before_write(context))?;
+        self.is_dirty = true;
+        let polled = Pin::new(&mut self.inner).poll_write(context, buf);
+        self.note(&polled);
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_before_write(context))?;
+        self.is_dirty = true;
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, bufs);
+        self.note(&polled);
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    /// hyper flushes each time its task runs, and only when all it had has been written.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_dirty {
+            ready!(Pin::new(&mut self.inner).poll_flush(context))?;
+            self.is_dirty = false;
+        }
+        if self.interim.is_open() {
+            self.interim.register(context.waker());
+            ready!(self.poll_before_write(context))?;
+        }
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, StatusCode};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+    use crate::proxy::InterimSink;
+
+    const HINT: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
+
+    fn pair(room: usize) -> (ClientSocket<DuplexStream, ()>, Arc<InterimQueue>, DuplexStream) {
+        let (client, server) = tokio::io::duplex(room);
+        let queue = Arc::<InterimQueue>::default();
+        let socket = ClientSocket::new(server, Arc::new(Activity::new()), Arc::clone(&queue), ());
+        (socket, queue, client)
+    }
+
+    fn hint(queue: &InterimQueue) {
+        let fields = HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_static("</a.css>"))]);
+        queue.send(StatusCode::EARLY_HINTS, &fields);
+    }
+
+    async fn received(socket: ClientSocket<DuplexStream, ()>, mut client: DuplexStream) -> String {
+        drop(socket);
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn an_interim_head_is_written_before_the_response() {
+        let (mut socket, queue, client) = pair(1 << 16);
+        queue.open();
+        hint(&queue);
+        socket.flush().await.unwrap();
+        hint(&queue);
+        queue.close();
+        socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        assert_eq!(received(socket, client).await, format!("{HINT}{HINT}HTTP/1.1 200 OK\r\n\r\n"));
+    }
+
+    #[tokio::test]
+    async fn an_interim_head_wakes_the_connection_that_waits() {
+        let (mut socket, queue, mut client) = pair(1 << 16);
+        queue.open();
+        let connection = std::future::poll_fn(|context| {
+            let _ = Pin::new(&mut socket).poll_flush(context);
+            Poll::<()>::Pending
+        });
+        let client = async {
+            tokio::task::yield_now().await;
+            hint(&queue);
+            let mut head = vec![0; HINT.len()];
+            client.read_exact(&mut head).await.unwrap();
+            head
+        };
+        tokio::select! {
+            () = connection => {}
+            head = client => assert_eq!(head, HINT.as_bytes()),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_lands_inside_a_response() {
+        let (mut socket, queue, client) = pair(1 << 16);
+        queue.open();
+        queue.close();
+        socket.write_all(b"head of 1, ").await.unwrap();
+        socket.flush().await.unwrap();
+        hint(&queue);
+        socket.flush().await.unwrap();
+        socket.write_all(b"end of 1, ").await.unwrap();
+        // The next request came, but the response before has not left: its end and the next head are one write.
+        queue.open();
+        hint(&queue);
+        queue.close();
+        socket.write_all(b"more of 1 and head of 2, ").await.unwrap();
+        socket.flush().await.unwrap();
+        socket.write_all(b"end of 2").await.unwrap();
+        assert_eq!(received(socket, client).await, "head of 1, end of 1, more of 1 and head of 2, end of 2");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_half_written_is_ended_before_anything_else() {
+        let (mut socket, queue, mut client) = pair(8);
+        queue.open();
+        hint(&queue);
+        queue.close();
+        let writing = async {
+            socket.write_all(b"response").await.unwrap();
+            socket.shutdown().await.unwrap();
+        };
+        let mut text = String::new();
+        let (_, read) = tokio::join!(writing, client.read_to_string(&mut text));
+        read.unwrap();
+        assert_eq!(text, format!("{HINT}response"));
+    }
+
+    #[tokio::test]
+    async fn a_request_has_at_most_sixteen_interim_heads() {
+        let (mut socket, queue, client) = pair(1 << 16);
+        queue.open();
+        for _ in 0..100 {
+            hint(&queue);
+        }
+        socket.flush().await.unwrap();
+        hint(&queue);
+        socket.flush().await.unwrap();
+        assert_eq!(received(socket, client).await, HINT.repeat(16));
+    }
+}
