@@ -1,9 +1,96 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1) and never travel or get stored.
 
-use http::HeaderMap;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName};
+
+/// Removed wherever they are, named by `Connection` or not.
+const OWN: [HeaderName; 11] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-authentication-info"),
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    // Part of the upgrade to h2c, which is never forwarded (RFC 7540 §3.2.1).
+    HeaderName::from_static("http2-settings"),
+];
+
+/// What `Connection` must not remove: a client could otherwise change what a request means after it was judged.
+const KEPT: [HeaderName; 5] = [HOST, COOKIE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH];
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
 /// name: Host, Cookie, Authorization, Cache-Control and framing fields stay.
 pub fn remove(fields: &mut HeaderMap) {
-    todo!("{fields:?}")
+    if fields.contains_key(CONNECTION) {
+        for name in named_by_connection(fields) {
+            fields.remove(name);
+        }
+    }
+    for name in &OWN {
+        fields.remove(name);
+    }
+}
+
+fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
+    let members = fields.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    members
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !KEPT.contains(name) && fields.contains_key(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn check(before: &[(&'static str, &'static str)], expected: &[&str]) {
+        let mut fields = HeaderMap::new();
+        for (name, value) in before {
+            fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        remove(&mut fields);
+        let mut left: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn the_connections_own_fields_go() {
+        for name in OWN {
+            let mut fields = HeaderMap::new();
+            fields.append(&name, HeaderValue::from_static("x"));
+            fields.append(&name, HeaderValue::from_static("y"));
+            remove(&mut fields);
+            assert!(fields.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_named_by_connection_go_but_for_the_kept_ones() {
+        check(
+            &[("connection", "close, X-A"), ("connection", "x-b"), ("x-a", "1"), ("x-b", "2"), ("x-c", "3")],
+            &["x-c"],
+        );
+        check(
+            &[
+                ("connection", "Cookie, Authorization, Host, Content-Length, Cache-Control, ,;, Age"),
+                ("cookie", "a"),
+                ("authorization", "b"),
+                ("host", "c"),
+                ("content-length", "1"),
+                ("cache-control", "no-store"),
+                ("age", "1"),
+            ],
+            &["authorization", "cache-control", "content-length", "cookie", "host"],
+        );
+    }
 }
