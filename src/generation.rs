@@ -1,18 +1,22 @@
 //! Everything one configuration builds: immutable, swapped as a whole.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Timestamp};
-use crate::config::ServerConfig;
-use crate::route::RouteTable;
+use crate::collapse::Inflight;
+use crate::config::{Config, ServerConfig};
+use crate::proxy::fill::{Filling, News};
+use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::RouteCounters;
 use crate::upstream::Upstreams;
+
+/// The name under which requests that no route matches are counted.
+pub const UNROUTED: &str = "(no route)";
 
 /// What a request loads once and sees to its end.
 pub struct Generation {
@@ -32,22 +36,84 @@ pub struct Generation {
     pub upstreams: Upstreams,
 }
 
+impl Generation {
+    fn new(
+        config: Config,
+        previous: Option<&Self>,
+        workers: usize,
+        telemetry: &Arc<Telemetry>,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Conflict>> {
+        let routes = RouteTable::new(config.routes)?;
+        let counters = routes.routes().iter().map(|route| telemetry.route(&route.name)).collect();
+        let upstreams = Upstreams::new(config.upstreams, workers, previous.map(|it| &it.upstreams), telemetry);
+        Ok(Self {
+            number: previous.map_or(1, |it| it.number + 1),
+            loaded_at: now,
+            server: config.server,
+            routes,
+            counters,
+            unrouted: telemetry.route(UNROUTED),
+            upstreams,
+        })
+    }
+}
+
 /// What outlives generations.
 pub struct Shared {
     /// The running generation.
     pub generation: ArcSwap<Generation>,
     /// Both tiers.
-    pub store: Arc<Store>,
+    pub store: Store,
     /// Logs and counters.
     pub telemetry: Arc<Telemetry>,
     /// The time.
     pub clock: Clock,
+    /// The fetches in flight.
+    pub inflight: Arc<Inflight<News>>,
     /// Fills and background revalidations, which drain waits for.
     pub tasks: TaskTracker,
-    /// Bytes of bodies being stored at this time.
-    pub filling: AtomicUsize,
-    /// `memory.max_filling`.
-    pub max_filling: usize,
+    /// Upgraded connections.
+    pub tunnels: TaskTracker,
+    /// The room for bodies being stored.
+    pub filling: Arc<Filling>,
     /// The problems of the last refused reload.
     pub last_error: ArcSwap<Option<String>>,
+    /// When the process started.
+    pub started_at: Timestamp,
+    workers: usize,
+}
+
+impl Shared {
+    /// Everything, with `config` as the first generation.
+    pub fn new(config: Config, clock: Clock, telemetry: Arc<Telemetry>) -> Result<Self, Vec<Conflict>> {
+        let workers = config.server.threads;
+        let store = Store::new(&config.store, workers, Arc::clone(&telemetry));
+        let filling = Arc::new(Filling::new(config.max_filling));
+        let started_at = clock.now();
+        let first = Generation::new(config, None, workers, &telemetry, started_at)?;
+        Ok(Self {
+            generation: ArcSwap::from_pointee(first),
+            store,
+            telemetry,
+            clock,
+            inflight: Arc::default(),
+            tasks: TaskTracker::new(),
+            tunnels: TaskTracker::new(),
+            filling,
+            last_error: ArcSwap::from_pointee(None),
+            started_at,
+            workers,
+        })
+    }
+
+    /// Builds the next generation and swaps it in; requests under way keep theirs. Returns its number.
+    /// Only one caller at a time: the control thread.
+    pub fn swap(&self, config: Config) -> Result<u64, Vec<Conflict>> {
+        let running = self.generation.load_full();
+        let next = Generation::new(config, Some(&running), self.workers, &self.telemetry, self.clock.now())?;
+        let number = next.number;
+        self.generation.store(Arc::new(next));
+        Ok(number)
+    }
 }

@@ -2,7 +2,9 @@
 
 pub mod admin;
 pub mod clock;
+pub mod collapse;
 pub mod config;
+pub mod demo;
 pub mod fields;
 pub mod generation;
 pub mod key;

@@ -1,6 +1,6 @@
 //! HTTP dates (RFC 9110 §5.6.7), read as leniently as the standard lets a recipient.
 
-use http::header::EXPIRES;
+use http::header::{DATE, EXPIRES};
 use http::{HeaderMap, HeaderValue};
 
 use crate::clock::Timestamp;
@@ -31,6 +31,11 @@ pub fn parse_near(value: &HeaderValue, now: Timestamp) -> Option<Timestamp> {
         Some(at) => rfc850(&text[..at], &text[at + 1..], now),
         None => asctime(text),
     }
+}
+
+/// A response's valid `Date`.
+pub fn date(fields: &HeaderMap) -> Option<Timestamp> {
+    fields.get(DATE).and_then(parse)
 }
 
 /// The time that `Expires` names; the distant past when it is invalid or repeated (RFC 9111 §5.3, §4.2.1).

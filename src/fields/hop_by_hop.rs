@@ -2,7 +2,7 @@
 
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName};
 
@@ -22,11 +22,11 @@ const OWN: [HeaderName; 11] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// What `Connection` must not remove: a client could otherwise change what a request means after it was judged.
-const KEPT: [HeaderName; 5] = [HOST, COOKIE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH];
+/// What `Connection` cannot take away: without these a message would mean something else than what was judged.
+const KEPT: [HeaderName; 6] = [AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE];
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
-/// name: Host, Cookie, Authorization, Cache-Control and framing fields stay.
+/// name: Host, Cookie, Set-Cookie, Authorization, Cache-Control and Content-Length stay.
 pub fn remove(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         for name in named_by_connection(fields) {
@@ -82,15 +82,16 @@ mod tests {
         );
         check(
             &[
-                ("connection", "Cookie, Authorization, Host, Content-Length, Cache-Control, ,;, Age"),
+                ("connection", "Cookie, Authorization, Host, Content-Length, Cache-Control, Set-Cookie, ,;, Age"),
                 ("cookie", "a"),
                 ("authorization", "b"),
                 ("host", "c"),
                 ("content-length", "1"),
                 ("cache-control", "no-store"),
+                ("set-cookie", "c"),
                 ("age", "1"),
             ],
-            &["authorization", "cache-control", "content-length", "cookie", "host"],
+            &["authorization", "cache-control", "content-length", "cookie", "host", "set-cookie"],
         );
     }
 }

@@ -86,6 +86,11 @@ impl ContentRange {
         fits.then_some(Self { first, last, complete })
     }
 
+    /// How many bytes it covers.
+    pub const fn length(self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
     /// As a field value.
     pub fn to_value(self) -> HeaderValue {
         let Self { first, last, .. } = self;

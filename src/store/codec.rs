@@ -1,1 +1,497 @@
-//! codec
+//! The binary record that Redis holds for a stored response or a marker.
+//!
+//! ```text
+//! 0xC0  version  kind  checksum (8)  facts  S  epoch  tags  material  fields  body
+//! ```
+//!
+//! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
+//! client library does not scan the value as text. The checksum (blake3, cut to 8 bytes) covers all but itself. The body
+//! is last and is read as a slice; one over 1 MiB is a string of its own, named here by length and digest.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::slot::{Held, Marker};
+use crate::fields::range::ContentRange;
+use crate::fields::vary::SelectingFields;
+use crate::key::CacheKey;
+use crate::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredResponse};
+use read::Reader;
+use write::Writer;
+
+mod read;
+mod write;
+
+/// A byte that no UTF-8 text contains.
+const MAGIC: u8 = 0xC0;
+/// The version of this layout; records of any other are refused.
+const VERSION: u8 = 1;
+/// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
+const DURATION_SECS_MAX: u64 = 1 << 40;
+const CHECKSUM_AT: usize = 3;
+const PAYLOAD_AT: usize = 11;
+
+/// What a record holds.
+#[derive(Debug, PartialEq)]
+pub enum Record {
+    /// A response and the key material it was stored under. With a detached body, `response.body` is empty.
+    Response {
+        /// The response.
+        response: Box<StoredResponse>,
+        /// The key material.
+        material: Bytes,
+        /// Where the body is, when it is not in the record.
+        detached: Option<Detached>,
+    },
+    /// The marker of a key whose responses vary.
+    Marker(Marker),
+}
+
+impl Record {
+    /// The key material it was stored under.
+    pub const fn material(&self) -> &Bytes {
+        match self {
+            Self::Response { material, .. } => material,
+            Self::Marker(marker) => &marker.material,
+        }
+    }
+}
+
+/// A body in a string of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detached {
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its blake3 digest, which also names it.
+    pub digest: [u8; 32],
+}
+
+/// Why a value is not a record of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It does not begin as a record.
+    Foreign,
+    /// Of another version of the layout.
+    Version,
+    /// The checksum does not fit: truncated or changed.
+    Checksum,
+    /// The checksum fits, the content makes no sense.
+    Malformed,
+    /// Stored for another key.
+    OtherKey,
+}
+
+impl Unreadable {
+    /// As an event tells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Foreign => "not a record",
+            Self::Version => "of another version",
+            Self::Checksum => "the checksum does not fit",
+            Self::Malformed => "malformed",
+            Self::OtherKey => "stored for another key",
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Kind {
+    Response = 1,
+    ResponseDetached = 2,
+    Marker = 3,
+}
+
+impl Detached {
+    /// The description of a body.
+    pub fn of(body: &[u8]) -> Self {
+        Self { length: body.len() as u64, digest: *blake3::hash(body).as_bytes() }
+    }
+
+    /// Whether this is the body described.
+    pub fn describes(&self, body: &[u8]) -> bool {
+        self.length == body.len() as u64 && self.digest == *blake3::hash(body).as_bytes()
+    }
+}
+
+/// The record of a stored response, under the epoch given. With `detached`, its body is left out.
+pub fn encode_response(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
+    let response = &held.response;
+    let kind = if detached.is_some() { Kind::ResponseDetached } else { Kind::Response };
+    let body = if detached.is_some() { 0 } else { response.body.len() };
+    let mut out = Writer::new(kind as u8, 512 + held.material.len() + response.fields.len() * 64 + body);
+    out.u16(response.status.as_u16());
+    out.timestamp(response.request_time);
+    out.timestamp(response.response_time);
+    write_freshness(&mut out, &response.freshness);
+    write_part(&mut out, response.part);
+    out.u64(response.provenance.synced_to.0);
+    out.u64(epoch.0);
+    out.count(response.provenance.tags.len());
+    response.provenance.tags.iter().for_each(|tag| out.bytes(tag.as_bytes()));
+    write_selecting(&mut out, &response.selecting);
+    out.bytes(&held.material);
+    write_fields(&mut out, &response.fields);
+    match detached {
+        Some(detached) => {
+            out.u64(detached.length);
+            out.raw(&detached.digest);
+        }
+        None => out.raw(&response.body),
+    }
+    out.finish()
+}
+
+/// The record of a marker.
+pub fn encode_marker(marker: &Marker) -> Vec<u8> {
+    let mut out = Writer::new(Kind::Marker as u8, 64 + marker.material.len() + marker.variants.len() * 40);
+    out.bytes(&marker.material);
+    out.count(marker.names.len());
+    marker.names.iter().for_each(|name| out.bytes(name.as_str().as_bytes()));
+    out.count(marker.variants.len());
+    for (key, useless_after) in &marker.variants {
+        out.raw(key.as_bytes());
+        out.timestamp(*useless_after);
+    }
+    out.finish()
+}
+
+/// Reads a record. The response's body is a slice of `record`; all else is owned.
+pub fn decode(record: &Bytes) -> Result<Record, Unreadable> {
+    if record.first() != Some(&MAGIC) {
+        return Err(Unreadable::Foreign);
+    }
+    if record.get(1).is_some_and(|version| *version != VERSION) {
+        return Err(Unreadable::Version);
+    }
+    let (Some(head), Some(payload)) = (record.get(..PAYLOAD_AT), record.get(PAYLOAD_AT..)) else {
+        return Err(Unreadable::Checksum);
+    };
+    if head[CHECKSUM_AT..] != checksum(&head[..CHECKSUM_AT], payload) {
+        return Err(Unreadable::Checksum);
+    }
+    let mut input = Reader::new(payload);
+    let decoded = match head[2] {
+        kind if kind == Kind::Response as u8 => {
+            let (mut response, material) = read_response(&mut input)?;
+            response.body = record.slice(record.len() - input.rest().len()..);
+            return Ok(Record::Response { response, material, detached: None });
+        }
+        kind if kind == Kind::ResponseDetached as u8 => {
+            let (response, material) = read_response(&mut input)?;
+            let detached = Detached { length: input.u64()?, digest: input.array()? };
+            Record::Response { response, material, detached: Some(detached) }
+        }
+        kind if kind == Kind::Marker as u8 => Record::Marker(read_marker(&mut input)?),
+        _ => return Err(Unreadable::Malformed),
+    };
+    if input.rest().is_empty() { Ok(decoded) } else { Err(Unreadable::Malformed) }
+}
+
+fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(head).update(payload);
+    let mut checksum = [0; 8];
+    hasher.finalize_xof().fill(&mut checksum);
+    checksum
+}
+
+fn write_freshness(out: &mut Writer, freshness: &Freshness) {
+    out.duration(freshness.lifetime);
+    out.duration(freshness.initial_age);
+    out.duration(freshness.keep);
+    match freshness.stale_use {
+        StaleUse::AlwaysValidate => out.u8(0),
+        StaleUse::Never => out.u8(1),
+        StaleUse::Within { while_revalidate, if_error, max_stale } => {
+            out.u8(if max_stale { 3 } else { 2 });
+            out.duration(while_revalidate);
+            out.duration(if_error);
+        }
+    }
+}
+
+fn read_freshness(input: &mut Reader<'_>) -> Result<Freshness, Unreadable> {
+    let (lifetime, initial_age, keep) = (input.duration()?, input.duration()?, input.duration()?);
+    let stale_use = match input.u8()? {
+        0 => StaleUse::AlwaysValidate,
+        1 => StaleUse::Never,
+        kind @ (2 | 3) => {
+            StaleUse::Within { while_revalidate: input.duration()?, if_error: input.duration()?, max_stale: kind == 3 }
+        }
+        _ => return Err(Unreadable::Malformed),
+    };
+    Ok(Freshness { lifetime, initial_age, stale_use, keep })
+}
+
+fn write_part(out: &mut Writer, part: Option<ContentRange>) {
+    let Some(part) = part else { return out.u8(0) };
+    out.u8(if part.complete.is_some() { 2 } else { 1 });
+    out.u64(part.first);
+    out.u64(part.last);
+    if let Some(complete) = part.complete {
+        out.u64(complete);
+    }
+}
+
+fn read_part(input: &mut Reader<'_>) -> Result<Option<ContentRange>, Unreadable> {
+    let kind = input.u8()?;
+    if kind == 0 {
+        return Ok(None);
+    }
+    let (first, last) = (input.u64()?, input.u64()?);
+    let complete = match kind {
+        1 => None,
+        2 => Some(input.u64()?),
+        _ => return Err(Unreadable::Malformed),
+    };
+    if first > last || complete.is_some_and(|complete| last >= complete) {
+        return Err(Unreadable::Malformed);
+    }
+    Ok(Some(ContentRange { first, last, complete }))
+}
+
+fn write_selecting(out: &mut Writer, selecting: &SelectingFields) {
+    match selecting {
+        SelectingFields::Any => out.u8(0),
+        SelectingFields::Names(names) => {
+            out.u8(1);
+            out.count(names.len());
+            names.iter().for_each(|name| out.bytes(name.as_str().as_bytes()));
+        }
+    }
+}
+
+fn read_selecting(input: &mut Reader<'_>) -> Result<SelectingFields, Unreadable> {
+    match input.u8()? {
+        0 => Ok(SelectingFields::Any),
+        1 => Ok(SelectingFields::Names(read_names(input)?)),
+        _ => Err(Unreadable::Malformed),
+    }
+}
+
+fn read_names(input: &mut Reader<'_>) -> Result<Box<[HeaderName]>, Unreadable> {
+    (0..input.count()?).map(|_| field_name(input.bytes()?)).collect()
+}
+
+/// Framing fields are neither written nor read: only the body itself says how long it is.
+fn write_fields(out: &mut Writer, fields: &HeaderMap) {
+    let kept = || fields.iter().filter(|(name, _)| !is_framing(name));
+    out.count(kept().count());
+    for (name, value) in kept() {
+        out.bytes(name.as_str().as_bytes());
+        out.bytes(value.as_bytes());
+    }
+}
+
+fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
+    let mut fields = HeaderMap::new();
+    for _ in 0..input.count()? {
+        let name = field_name(input.bytes()?)?;
+        let value = HeaderValue::from_bytes(input.bytes()?).map_err(|_| Unreadable::Malformed)?;
+        if !is_framing(&name) {
+            fields.try_append(name, value).map_err(|_| Unreadable::Malformed)?;
+        }
+    }
+    Ok(fields)
+}
+
+fn field_name(bytes: &[u8]) -> Result<HeaderName, Unreadable> {
+    HeaderName::from_bytes(bytes).map_err(|_| Unreadable::Malformed)
+}
+
+fn is_framing(name: &HeaderName) -> bool {
+    *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING
+}
+
+/// All of a response but its body.
+fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes), Unreadable> {
+    let status = StatusCode::from_u16(input.u16()?).map_err(|_| Unreadable::Malformed)?;
+    let (request_time, response_time) = (input.timestamp()?, input.timestamp()?);
+    let freshness = read_freshness(input)?;
+    let part = read_part(input)?;
+    let provenance = Provenance {
+        synced_to: PurgeNumber(input.u64()?),
+        epoch: Epoch(input.u64()?),
+        tags: (0..input.count()?).map(|_| input.text().map(Box::from)).collect::<Result<_, _>>()?,
+    };
+    let selecting = read_selecting(input)?;
+    let material = Bytes::copy_from_slice(input.bytes()?);
+    let fields = read_fields(input)?;
+    let body = Bytes::new();
+    let response = Box::new(StoredResponse {
+        status,
+        fields,
+        request_time,
+        response_time,
+        freshness,
+        selecting,
+        part,
+        provenance,
+        body,
+    });
+    Ok((response, material))
+}
+
+fn read_marker(input: &mut Reader<'_>) -> Result<Marker, Unreadable> {
+    let material = Bytes::copy_from_slice(input.bytes()?);
+    let names = read_names(input)?.into();
+    let variants = (0..input.count()?)
+        .map(|_| Ok((CacheKey::from_bytes(input.array()?), input.timestamp()?)))
+        .collect::<Result<_, _>>()?;
+    Ok(Marker { material, names, variants })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::key::Address;
+
+    fn response() -> StoredResponse {
+        let mut fields = HeaderMap::new();
+        fields.append("content-type", HeaderValue::from_static("text/plain"));
+        fields.append("x-odd", HeaderValue::from_bytes(b"\xff latin").unwrap());
+        fields.append("set-cookie", HeaderValue::from_static("a=1"));
+        fields.append("set-cookie", HeaderValue::from_static(""));
+        StoredResponse {
+            status: StatusCode::from_u16(299).unwrap(),
+            fields,
+            request_time: Timestamp::from_millis(1_000),
+            response_time: Timestamp::from_millis(1_050),
+            freshness: Freshness {
+                lifetime: Duration::from_nanos(5_000_000_001),
+                initial_age: Duration::from_secs(1),
+                stale_use: StaleUse::Within {
+                    while_revalidate: Duration::from_secs(2),
+                    if_error: Duration::from_secs(super::DURATION_SECS_MAX),
+                    max_stale: true,
+                },
+                keep: Duration::from_secs(60),
+            },
+            selecting: SelectingFields::Names(Box::new([HeaderName::from_static("accept-language")])),
+            part: None,
+            provenance: Provenance {
+                synced_to: PurgeNumber(42),
+                epoch: Epoch(7),
+                tags: Box::new(["product:1".into(), "group:ünï".into()]),
+            },
+            body: Bytes::from_static(b"\x00body\xff"),
+        }
+    }
+
+    fn held(response: StoredResponse) -> Held {
+        let material = Bytes::from_static(b"material\0");
+        Held::new(&Address { key: CacheKey::from_bytes([3; 32]), material }, Arc::new(response))
+    }
+
+    fn check_round_trip(response: StoredResponse) {
+        let held = held(response);
+        let record = Bytes::from(encode_response(&held, held.response.provenance.epoch, None));
+        let Record::Response { response, material, detached } = decode(&record).unwrap() else {
+            panic!("expected a response")
+        };
+        assert_eq!((&*response, &material, detached), (&*held.response, &held.material, None));
+    }
+
+    #[test]
+    fn a_response_comes_back_as_it_was() {
+        check_round_trip(response());
+        check_round_trip(StoredResponse { body: Bytes::new(), selecting: SelectingFields::Any, ..response() });
+        for stale_use in [StaleUse::AlwaysValidate, StaleUse::Never] {
+            let freshness = Freshness { stale_use, ..response().freshness };
+            check_round_trip(StoredResponse { freshness, ..response() });
+        }
+        for complete in [None, Some(900)] {
+            let part = Some(ContentRange { first: 3, last: 8, complete });
+            check_round_trip(StoredResponse { part, ..response() });
+        }
+    }
+
+    #[test]
+    fn a_marker_comes_back_as_it_was() {
+        let variants = [1, 2].map(|n| (CacheKey::from_bytes([n; 32]), Timestamp::from_secs(u64::from(n)))).into();
+        let names = ["accept", "x-mine"].map(HeaderName::from_static).into();
+        let marker = Marker { material: Bytes::from_static(b"m"), names, variants };
+        assert_eq!(decode(&encode_marker(&marker).into()), Ok(Record::Marker(marker)));
+    }
+
+    #[test]
+    fn a_detached_body_is_described_and_left_out() {
+        let held = held(response());
+        let detached = Detached::of(&held.response.body);
+        let record = encode_response(&held, Epoch(9), Some(&detached)).into();
+        let Record::Response { response, detached: read, .. } = decode(&record).unwrap() else {
+            panic!("expected a response")
+        };
+        assert_eq!((read, response.body.len(), response.provenance.epoch), (Some(detached), 0, Epoch(9)));
+        assert!(detached.describes(&held.response.body));
+        assert!(!detached.describes(b"\x00body\xfe"));
+    }
+
+    #[test]
+    fn framing_fields_are_not_kept() {
+        let mut response = response();
+        response.fields.append(CONTENT_LENGTH, HeaderValue::from_static("9999"));
+        response.fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let held = held(response);
+        let Record::Response { response, .. } = decode(&encode_response(&held, Epoch(7), None).into()).unwrap() else {
+            panic!("expected a response")
+        };
+        assert_eq!(response.fields, super::tests::response().fields);
+    }
+
+    #[test]
+    fn every_changed_byte_and_every_truncation_is_refused() {
+        let held = held(response());
+        let record = encode_response(&held, Epoch(7), None);
+        for at in 0..record.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut changed = record.clone();
+                changed[at] ^= flip;
+                assert!(decode(&changed.into()).is_err(), "byte {at} ^ {flip}");
+            }
+            assert!(decode(&Bytes::copy_from_slice(&record[..at])).is_err(), "cut at {at}");
+        }
+        let mut longer = record;
+        longer.push(0);
+        assert_eq!(decode(&longer.into()), Err(Unreadable::Checksum));
+    }
+
+    #[test]
+    fn what_is_no_record_says_why() {
+        let check = |bytes: &[u8], expected| assert_eq!(decode(&Bytes::copy_from_slice(bytes)), Err(expected));
+        check(b"", Unreadable::Foreign);
+        check(b"{\"json\":1}", Unreadable::Foreign);
+        check(&[MAGIC, 2, 1, 0], Unreadable::Version);
+        check(&[MAGIC], Unreadable::Checksum);
+        check(&Writer::new(9, 0).finish(), Unreadable::Malformed);
+    }
+
+    /// Bytes that pass the checksum, and still mean nothing.
+    #[test]
+    fn random_content_never_panics_nor_allocates_by_its_own_word() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let valid = encode_response(&held(response()), Epoch(7), None);
+        for round in 0..30_000 {
+            let mut out = Writer::new(random.u8(1..4), 0);
+            if round % 2 == 0 {
+                let bytes: Vec<u8> = (0..random.usize(..200)).map(|_| random.u8(..)).collect();
+                out.raw(&bytes);
+            } else {
+                let mut bytes = valid[PAYLOAD_AT..].to_vec();
+                for _ in 0..random.usize(1..4) {
+                    let at = random.usize(..bytes.len());
+                    bytes[at] = random.u8(..);
+                }
+                bytes.truncate(random.usize(..=bytes.len()));
+                out.raw(&bytes);
+            }
+            let _ = decode(&out.finish().into());
+        }
+    }
+}

@@ -1,20 +1,29 @@
 //! The two tiers as one store: memory before Redis, both checked against the purge ledger.
 
 pub mod codec;
+mod find;
+mod keep;
 pub mod ledger;
 pub mod memory;
 pub mod redis;
+pub mod slot;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
 use crate::clock::Timestamp;
+use crate::fields::vary::SelectingFields;
 use crate::key::{Address, Tag};
 use crate::route::ConfiguredTags;
-use crate::stored::{Epoch, PurgeNumber, StoredResponse};
+use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
+use ledger::{Ledger, Verdict};
+use memory::{Memory, Uncacheable};
+use redis::RedisTier;
+use slot::{Held, Slot};
 
 /// The number of a worker thread, from 0; it selects the worker's own Redis client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,12 +84,12 @@ pub enum Tier {
 }
 
 /// Why nothing was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// Nothing for the key.
     Key,
-    /// Responses for the key, none for these selecting fields.
-    Variant,
+    /// Responses for the key, none for the request's values of these selecting fields.
+    Variant(Arc<[HeaderName]>),
     /// What was stored has been purged.
     Purged,
     /// The key is remembered as uncacheable until then (hit-for-miss).
@@ -98,6 +107,8 @@ pub enum Put {
     Stored,
     /// The key has its most variants.
     TooManyVariants,
+    /// Neither tier has room: too large for both, or too many writes wait for Redis.
+    NoRoom,
 }
 
 /// The bounds of one `put`.
@@ -109,70 +120,135 @@ pub struct PutLimits {
 
 /// Both tiers and the ledger. Shared by all workers; outlives configurations.
 pub struct Store {
-    _private: (),
+    memory: Memory,
+    uncacheable: Uncacheable,
+    ledger: Arc<Ledger>,
+    redis: Option<Arc<RedisTier>>,
+    /// Each guards the change of some keys' markers: reading one, adding a variant, storing it.
+    markers: [Mutex<()>; MARKER_LOCKS],
+    /// Counts removals, so that what was read from Redis before one does not get into memory after it.
+    removals: AtomicU64,
 }
+
+/// The bound on concurrent changes of markers.
+const MARKER_LOCKS: usize = 64;
 
 impl Store {
     /// An empty memory tier and unconnected Redis clients, one for each of `workers`.
     pub fn new(config: &StoreConfig, workers: usize, telemetry: Arc<Telemetry>) -> Self {
-        todo!("{} {workers} {}", config.memory_max_size, Arc::strong_count(&telemetry))
+        let ledger = Arc::new(Ledger::new());
+        let body_max = config.redis.as_ref().map(|_| config.memory_max_object);
+        let redis = config.redis.clone().map(|redis| RedisTier::new(redis, workers, Arc::clone(&ledger), telemetry));
+        Self {
+            memory: Memory::new(config.memory_max_size, body_max),
+            uncacheable: Uncacheable::new(),
+            ledger,
+            redis: redis.map(Arc::new),
+            markers: [const { Mutex::new(()) }; MARKER_LOCKS],
+            removals: AtomicU64::new(0),
+        }
     }
 
     /// Connects the worker's Redis client on the current runtime, in the background, for as long as the runtime lives.
-    /// Also run once by the control thread with the id `workers` (it owns the epoch key and the breaker's probes).
+    /// Also run once by the control thread with the id `workers` (it owns the epoch key and the client for large
+    /// bodies); until it has, nothing is read from Redis or written to it.
     pub fn attach(&self, worker: WorkerId) {
-        todo!("{worker:?}")
+        if let Some(redis) = &self.redis {
+            redis.attach(worker);
+        }
     }
 
     /// Looks up: memory, then what waits to be written, then Redis. A Redis hit is put into memory.
     pub async fn get(&self, worker: WorkerId, query: &Query<'_>) -> Lookup {
-        todo!("{worker:?} {:?}", query.address)
+        match (self.find_local(query), &self.redis) {
+            (Ok(found), _) => Lookup::Found(found),
+            (Err(absent), Some(redis)) if absent.ask_redis => self.find_in_redis(redis, worker, query, absent).await,
+            (Err(absent), _) => Lookup::Missing(absent.why),
+        }
     }
 
     /// The memory tier's part of [`Self::get`]: no await; none where Redis would have to be asked.
     pub fn get_local(&self, query: &Query<'_>) -> Option<Lookup> {
-        todo!("{:?}", query.address)
+        match (self.find_local(query), &self.redis) {
+            (Ok(found), _) => Some(Lookup::Found(found)),
+            (Err(absent), Some(redis)) if absent.ask_redis => {
+                if redis.is_synced() {
+                    None
+                } else {
+                    Some(Lookup::Missing(Missing::Unavailable))
+                }
+            }
+            (Err(absent), _) => Some(Lookup::Missing(absent.why)),
+        }
     }
 
     /// Stores: readable on return; written to Redis behind it, bounded (what does not fit is dropped and counted).
     /// `response.selecting` is already without the route's `vary.ignore`.
     pub fn put(&self, worker: WorkerId, query: &Query<'_>, response: Arc<StoredResponse>, limits: PutLimits) -> Put {
-        todo!("{worker:?} {:?} {response:?} {limits:?}", query.address)
+        self.uncacheable.remove(&query.address.key);
+        let response = Arc::new(slot::compacted(&response));
+        match &response.selecting {
+            SelectingFields::Names(names) if !names.is_empty() => {
+                self.put_variant(worker, query, names, &response, limits)
+            }
+            // `Vary: *` is never reused as it is; validated, it may be (RFC 9111 §4.1).
+            SelectingFields::Names(_) | SelectingFields::Any => {
+                let slot = Slot::Response(Arc::new(Held::new(query.address, Arc::clone(&response))));
+                self.keep(worker, query.address, query.address.key, slot)
+            }
+        }
     }
 
-    /// Remembers the key as uncacheable for `span` (hit-for-miss); in this process.
+    /// Remembers the key as uncacheable for `span` (hit-for-miss); in this process. A fresh response that is stored
+    /// for the key is still found.
     pub fn put_uncacheable(&self, address: &Address, now: Timestamp, span: Duration) {
-        todo!("{address:?} {now:?} {span:?}")
+        self.uncacheable.put(address.key, now.plus(span));
     }
 
-    /// Forgets what is stored under exactly this address and variant (a response shown to be outdated).
+    /// Forgets what is stored under this address: with variants, all that are known, for a marker made anew would
+    /// lead to them again. In Redis too, as far as it answers.
     pub fn remove(&self, worker: WorkerId, query: &Query<'_>) {
-        todo!("{worker:?} {:?}", query.address)
+        self.removals.fetch_add(1, Ordering::AcqRel);
+        let base = query.address;
+        if let Some(Slot::Marker(marker)) = self.slot(base, query.now) {
+            let known = marker.variants.keys().copied();
+            let selected = base.variant(query.request, &find::selecting(query, &marker)).key;
+            known.chain([selected]).for_each(|key| self.remove_key(worker, base, key));
+        }
+        self.remove_key(worker, base, base.key);
     }
 
     /// The last purge known, and the epoch: taken before the upstream is contacted.
     pub fn synced(&self) -> (PurgeNumber, Epoch) {
-        todo!()
+        self.ledger.synced()
     }
 
     /// Purges by tags: all that was stored under them, or is being fetched now, is dead (hard) or to be validated (soft).
     pub fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp) -> PurgeNumber {
-        todo!("{tags:?} {kind:?} {now:?}")
+        self.ledger.purge(tags, kind, now)
     }
 
     /// Whether something fetched since `synced_to` under these tags has been purged meanwhile.
-    pub fn is_purged(&self, provenance: &crate::stored::Provenance, tags: &ConfiguredTags<'_>) -> bool {
-        todo!("{provenance:?} {:?}", tags.target)
+    pub fn is_purged(&self, provenance: &Provenance, tags: &ConfiguredTags<'_>) -> bool {
+        self.ledger.judge(provenance, &AtomicU64::new(0), tags) != Verdict::Valid
     }
 
     /// The figures of `/cache-stats`.
     pub fn stats(&self) -> StoreStats {
-        todo!()
+        StoreStats {
+            objects: self.memory.objects(),
+            bytes: self.memory.bytes(),
+            max_bytes: self.memory.max_bytes(),
+            evictions: self.memory.evictions(),
+            redis: self.redis.as_ref().map(|redis| redis.stats()),
+        }
     }
 
     /// Waits until what was to be written to Redis is written, at most `within`.
     pub async fn flush(&self, within: Duration) {
-        todo!("{within:?}")
+        if let Some(redis) = &self.redis {
+            redis.flush(within).await;
+        }
     }
 }
 

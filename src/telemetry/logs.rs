@@ -1,1 +1,247 @@
-//! logs
+//! The log writer: a thread that writes what request threads have queued.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::AccessLog;
+
+/// What may wait to be written, for each of the two logs: about 15,000 lines, should the disk or the terminal stall.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// How long the writer lets lines gather, so that it is woken at most 200 times a second.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// The handle of the writer thread; dropping it writes what is queued and ends the thread.
+pub(super) struct LogWriter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Which of the two logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Log {
+    /// Requests.
+    Access,
+    /// Events, on standard error.
+    Events,
+}
+
+struct Shared {
+    /// What is queued and asked of the writer; held for a copy of a line, never while writing.
+    queue: Mutex<Queue>,
+    /// Wakes the writer.
+    wake: Condvar,
+    /// Wakes who waits in `flush`.
+    written: Condvar,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    access: Vec<u8>,
+    events: Vec<u8>,
+    reopened: Option<Sink>,
+    /// How often a flush was asked for, and how many of these are done.
+    flushes: u64,
+    flushed: u64,
+    closing: bool,
+}
+
+/// Where access lines go, opened.
+pub(super) enum Sink {
+    Off,
+    Stdout,
+    File(File),
+    Lines(SyncSender<String>),
+}
+
+impl Sink {
+    /// Opens a file for appending.
+    pub(super) fn open(log: &AccessLog) -> io::Result<Self> {
+        Ok(match log {
+            AccessLog::Off => Self::Off,
+            AccessLog::Stdout => Self::Stdout,
+            AccessLog::File(path) => Self::File(OpenOptions::new().create(true).append(true).open(path)?),
+            AccessLog::Lines(sender) => Self::Lines(sender.clone()),
+        })
+    }
+
+    /// Writes whole lines; the number of lines that could not be written.
+    fn write(&mut self, lines: &[u8]) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::Stdout => lost(lines, io::stdout().lock().write_all(lines)),
+            Self::File(file) => lost(lines, file.write_all(lines)),
+            Self::Lines(sender) => {
+                let texts = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+                texts.map(|line| u64::from(sender.try_send(String::from_utf8_lossy(line).into_owned()).is_err())).sum()
+            }
+        }
+    }
+}
+
+fn lost(lines: &[u8], result: io::Result<()>) -> u64 {
+    match result {
+        Ok(()) => 0,
+        Err(_) => lines.iter().map(|byte| u64::from(*byte == b'\n')).sum(),
+    }
+}
+
+impl LogWriter {
+    /// Starts the thread.
+    pub(super) fn start(sink: Sink) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            written: Condvar::new(),
+            dropped: AtomicU64::new(0),
+        });
+        let writer = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("aside-log".to_owned()).spawn(move || writer.run(sink))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Queues one line, newline included. Never waits for the writer: past the bound the line is dropped and counted.
+    pub(super) fn push(&self, log: Log, line: &[u8]) {
+        let mut queue = self.shared.queue();
+        let was_empty = queue.access.is_empty() && queue.events.is_empty();
+        let lines = match log {
+            Log::Access => &mut queue.access,
+            Log::Events => &mut queue.events,
+        };
+        if lines.len() + line.len() > QUEUE_BYTES_MAX {
+            self.shared.dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        lines.extend_from_slice(line);
+        drop(queue);
+        if was_empty {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// Sends what comes from now on to another place.
+    pub(super) fn redirect(&self, sink: Sink) {
+        self.shared.queue().reopened = Some(sink);
+        self.shared.wake.notify_one();
+    }
+
+    /// Waits until what is queued now is written, at most `within`.
+    pub(super) fn flush(&self, within: Duration) {
+        let mut queue = self.shared.queue();
+        queue.flushes += 1;
+        let asked = queue.flushes;
+        self.shared.wake.notify_one();
+        let done = self.shared.written.wait_timeout_while(queue, within, |queue| queue.flushed < asked);
+        drop(done);
+    }
+
+    /// Lines dropped since the start.
+    pub(super) fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Relaxed)
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.shared.queue().closing = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut sink: Sink) {
+        let (mut access, mut events) = (Vec::new(), Vec::new());
+        loop {
+            let (asked, closing, reopened) = self.take(&mut access, &mut events);
+            let lost = sink.write(&access) + lost(&events, io::stderr().lock().write_all(&events));
+            self.dropped.fetch_add(lost, Relaxed);
+            access.clear();
+            events.clear();
+            if let Some(reopened) = reopened {
+                sink = reopened;
+            }
+            self.queue().flushed = asked;
+            self.written.notify_all();
+            if closing {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do, lets lines gather, and takes them: the empty buffers change places with the full.
+    fn take(&self, access: &mut Vec<u8>, events: &mut Vec<u8>) -> (u64, bool, Option<Sink>) {
+        let queue = self.queue();
+        let idle = self.wake.wait_while(queue, |queue| queue.is_idle());
+        let queue = idle.unwrap_or_else(PoisonError::into_inner);
+        let gathering = self.wake.wait_timeout_while(queue, GATHER, |queue| !queue.is_urgent());
+        let mut queue = gathering.unwrap_or_else(PoisonError::into_inner).0;
+        std::mem::swap(access, &mut queue.access);
+        std::mem::swap(events, &mut queue.events);
+        (queue.flushes, queue.closing, queue.reopened.take())
+    }
+}
+
+impl Queue {
+    const fn is_idle(&self) -> bool {
+        self.access.is_empty() && self.events.is_empty() && !self.is_urgent()
+    }
+
+    const fn is_urgent(&self) -> bool {
+        self.closing || self.flushes > self.flushed || self.reopened.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn lines_reach_the_callback_whole_and_in_order() {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(2);
+        let writer = LogWriter::start(Sink::Lines(sender)).unwrap();
+        for line in ["one\n", "two\n", "three\n"] {
+            writer.push(Log::Access, line.as_bytes());
+        }
+        writer.flush(WAIT);
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(writer.dropped(), 1);
+    }
+
+    #[test]
+    fn a_reopened_file_gets_what_comes_after() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = AccessLog::File(directory.path().join("access.log"));
+        let writer = LogWriter::start(Sink::open(&log).unwrap()).unwrap();
+        writer.push(Log::Access, b"before\n");
+        writer.flush(WAIT);
+        std::fs::rename(directory.path().join("access.log"), directory.path().join("old.log")).unwrap();
+        writer.redirect(Sink::open(&log).unwrap());
+        writer.push(Log::Access, b"after\n");
+        drop(writer);
+        let read = |name| std::fs::read_to_string(directory.path().join(name)).unwrap();
+        assert!(read("old.log").starts_with("before\n"));
+        assert_eq!(read("old.log") + &read("access.log"), "before\nafter\n");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_counted() {
+        let (sender, _receiver) = std::sync::mpsc::sync_channel(1);
+        let writer = LogWriter::start(Sink::Lines(sender)).unwrap();
+        writer.push(Log::Access, &vec![b'x'; QUEUE_BYTES_MAX + 1]);
+        assert_eq!(writer.dropped(), 1);
+    }
+}

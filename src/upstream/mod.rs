@@ -1,5 +1,16 @@
 //! The upstreams: which server gets a request, over which connection, and what its trouble means.
 
+mod balance;
+mod body;
+mod call;
+mod connect;
+mod error;
+mod framing;
+mod health;
+mod outgoing;
+mod room;
+mod server;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +19,11 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 
+use self::balance::Turn;
+pub use self::body::ResponseBody;
+pub use self::error::UpstreamError;
+use self::room::Room;
+use self::server::Server;
 use crate::telemetry::Telemetry;
 
 /// An upstream's settings, checked.
@@ -89,32 +105,10 @@ pub struct Upstreams {
 
 /// One upstream: its servers' health, its pools, one for each worker.
 pub struct Upstream {
-    _private: (),
-}
-
-/// The content of an upstream's response: timed between bytes, holds the call's place until it ends or is dropped.
-/// A body that breaks off ends in an error.
-pub struct ResponseBody {
-    _private: (),
-}
-
-/// Why the upstream gave no response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum UpstreamError {
-    /// No connection: refused, unreachable, name not found, TLS failed.
-    Connect,
-    /// No connection in time.
-    ConnectTimeout,
-    /// No head in time.
-    FirstByteTimeout,
-    /// The connection broke, or what came was not HTTP.
-    Protocol,
-    /// The request's own body failed (the client left or exceeded a limit).
-    RequestBody,
-    /// `max_concurrent` and `max_pending` are reached, or the wait was too long.
-    Overloaded,
-    /// Every server is ejected.
-    NoServer,
+    config: UpstreamConfig,
+    servers: Box<[Arc<Server>]>,
+    turn: Turn,
+    room: Room,
 }
 
 impl Upstreams {
@@ -125,7 +119,16 @@ impl Upstreams {
         previous: Option<&Self>,
         telemetry: &Arc<Telemetry>,
     ) -> Self {
-        todo!("{} {workers} {} {}", configs.len(), previous.is_some(), Arc::strong_count(telemetry))
+        let by_name = configs.into_iter().map(|config| {
+            let name = Arc::clone(&config.name);
+            let unchanged = previous.and_then(|previous| previous.find(&name)).filter(|old| old.config.equals(&config));
+            let upstream = match unchanged {
+                Some(old) => Arc::clone(old),
+                None => Arc::new(Upstream::new(config, workers, telemetry)),
+            };
+            (name, upstream)
+        });
+        Self { by_name: by_name.collect() }
     }
 
     /// By name.
@@ -140,25 +143,70 @@ impl Upstreams {
 }
 
 impl Upstream {
-    /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are
-    /// complete but for Host. Extensions reach hyper (`on_informational`, upgrades). `worker` selects the pool.
+    fn new(config: UpstreamConfig, workers: usize, telemetry: &Arc<Telemetry>) -> Self {
+        let servers = config.urls.iter().map(|url| Arc::new(Server::new(&config, url, workers, telemetry))).collect();
+        let room = Room::new(config.max_concurrent, config.max_pending, config.connect_timeout);
+        Self { config, servers, turn: Turn::default(), room }
+    }
+
+    /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but
+    /// for Host. Extensions reach hyper (`on_informational`, upgrades). `worker` selects the pool.
+    ///
+    /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
+    /// have been written is never sent again. The call's place is held until the response's content ends or is
+    /// dropped; an upgraded connection holds none.
     pub async fn fetch(
         &self,
         worker: usize,
         request: Request<RequestBody>,
         options: &CallOptions,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        todo!("{worker} {request:?} {options:?}")
+        call::run(self, worker, request, options).await
     }
 
-    /// Connect plus first-byte timeout: the longest a call waits for its head.
+    /// Connect plus first-byte timeout: the longest a call waits for its head, but for `retries` and `max_pending`,
+    /// which may each add a connect timeout, and for the time the request's own content takes.
     pub fn patience(&self) -> Duration {
-        todo!()
+        self.config.connect_timeout.saturating_add(self.config.first_byte_timeout)
     }
 
     /// The figures of `/cache-stats`.
     pub fn stats(&self) -> Vec<ServerStats> {
-        todo!()
+        self.servers.iter().map(|server| server.stats()).collect()
+    }
+}
+
+impl UpstreamConfig {
+    /// Whether pools and health built from `other` may be kept.
+    fn equals(&self, other: &Self) -> bool {
+        // Destructured so that a new setting cannot be forgotten. `fingerprint` stands for `tls`.
+        let Self {
+            name,
+            urls,
+            host,
+            balance,
+            connect_timeout,
+            first_byte_timeout,
+            idle_timeout,
+            retries,
+            max_concurrent,
+            max_pending,
+            breaker,
+            tls: _,
+            fingerprint,
+        } = self;
+        *name == other.name
+            && *urls == other.urls
+            && *host == other.host
+            && *balance == other.balance
+            && *connect_timeout == other.connect_timeout
+            && *first_byte_timeout == other.first_byte_timeout
+            && *idle_timeout == other.idle_timeout
+            && *retries == other.retries
+            && *max_concurrent == other.max_concurrent
+            && *max_pending == other.max_pending
+            && *breaker == other.breaker
+            && *fingerprint == other.fingerprint
     }
 }
 

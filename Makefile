@@ -1,0 +1,46 @@
+# What a change is held to. `.ci/run` calls these targets; so may you.
+
+.DEFAULT_GOAL := build
+.PHONY: build test lint conformance image demo redis-server clean
+
+CONFORMANCE := tests/conformance
+IMAGE ?= aside
+
+build:
+	cargo build --release --locked
+
+# Every test: unit, integration (real redis-server processes on free ports) and documentation.
+test: redis-server
+	@if command -v cargo-nextest >/dev/null; then \
+		set -ex; cargo nextest run --locked --all-targets --no-fail-fast; \
+	else \
+		set -ex; cargo test --locked --all-targets --no-fail-fast; \
+	fi
+	cargo test --locked --doc
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+# The HTTP cache tests, once with memory alone and once with Redis. STORES=memory runs that one.
+conformance: build redis-server $(CONFORMANCE)/node_modules/.package-lock.json
+	node --test $(CONFORMANCE)/verdicts.test.mjs
+	node $(CONFORMANCE)/run.mjs $(STORES)
+
+$(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CONFORMANCE)/package-lock.json
+	npm ci --prefix $(CONFORMANCE) --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+image:
+	docker build --tag $(IMAGE) .
+
+demo:
+	cargo run --release --locked -- demo
+
+# The tests start servers of their own; the package's service stays off.
+redis-server:
+	@command -v redis-server >/dev/null || .ci/install-redis-server
+
+clean:
+	cargo clean
+	rm -rf $(CONFORMANCE)/node_modules

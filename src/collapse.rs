@@ -1,0 +1,162 @@
+//! One fetch per key in this process: who leads, who follows, and how followers are freed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::key::CacheKey;
+
+/// Enough that workers seldom meet on one lock.
+const SHARDS: usize = 64;
+
+/// Maps a key to the channel on which its leader publishes; a lock is held for one map operation.
+type Shard<T> = Mutex<HashMap<CacheKey, watch::Receiver<Option<T>>>>;
+
+/// The fetches in flight. `T` is what a leader tells its followers.
+#[derive(Debug)]
+pub struct Inflight<T> {
+    shards: Box<[Shard<T>]>,
+}
+
+/// What a request does about a key that is not usable from the store.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// It fetches.
+    Lead(Lease<T>),
+    /// Another does.
+    Follow(Follower<T>),
+}
+
+/// The duty to fetch for a key. Dropping it frees the followers and lets the next request lead.
+#[derive(Debug)]
+pub struct Lease<T> {
+    inflight: Arc<Inflight<T>>,
+    key: CacheKey,
+    news: watch::Sender<Option<T>>,
+}
+
+/// A place behind a leader.
+#[derive(Debug)]
+pub struct Follower<T> {
+    news: watch::Receiver<Option<T>>,
+}
+
+/// How a wait behind a leader ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wait<T> {
+    /// The leader published this.
+    News(T),
+    /// The leader is done: ask the store again.
+    Freed,
+    /// The deadline passed.
+    TimedOut,
+}
+
+impl<T: Clone> Default for Inflight<T> {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl<T: Clone> Inflight<T> {
+    /// Leads where nobody does, else follows.
+    pub fn join(self: &Arc<Self>, key: CacheKey) -> Turn<T> {
+        let mut shard = self.shard(&key);
+        if let Some(news) = shard.get(&key) {
+            return Turn::Follow(Follower { news: news.clone() });
+        }
+        let (news, receiver) = watch::channel(None);
+        shard.insert(key, receiver);
+        Turn::Lead(Lease { inflight: Arc::clone(self), key, news })
+    }
+
+    /// How many keys are being fetched.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T> Inflight<T> {
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, watch::Receiver<Option<T>>>> {
+        let index = usize::from(key.as_bytes()[0]) % SHARDS;
+        // A panic elsewhere cannot leave a map half changed, so poison tells nothing.
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Lease<T> {
+    /// Tells the followers, those of now and those to come.
+    pub fn publish(&self, news: T) {
+        self.news.send_replace(Some(news));
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        self.inflight.shard(&self.key).remove(&self.key);
+    }
+}
+
+impl<T: Clone> Follower<T> {
+    /// Waits for the leader's news or end, until `deadline` at most.
+    pub async fn wait(&mut self, deadline: Instant) -> Wait<T> {
+        match tokio::time::timeout_at(deadline, self.news.wait_for(Option::is_some)).await {
+            Ok(Ok(news)) => news.clone().map_or(Wait::Freed, Wait::News),
+            Ok(Err(_closed)) => Wait::Freed,
+            Err(_elapsed) => Wait::TimedOut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn key(byte: u8) -> CacheKey {
+        CacheKey::from_bytes([byte; 32])
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[tokio::test]
+    async fn only_the_first_leads_and_its_end_frees_the_rest() {
+        let inflight: Arc<Inflight<u8>> = Arc::default();
+        let Turn::Lead(lease) = inflight.join(key(1)) else { panic!("the first must lead") };
+        let Turn::Follow(mut follower) = inflight.join(key(1)) else { panic!("the second must follow") };
+        assert!(matches!(inflight.join(key(2)), Turn::Lead(_)), "another key is not concerned");
+        drop(lease);
+        assert_eq!(follower.wait(soon()).await, Wait::Freed);
+        assert!(inflight.is_empty());
+    }
+
+    #[tokio::test]
+    async fn news_reach_followers_who_come_before_and_after() {
+        let inflight: Arc<Inflight<u8>> = Arc::default();
+        let Turn::Lead(lease) = inflight.join(key(1)) else { panic!("the first must lead") };
+        let Turn::Follow(mut before) = inflight.join(key(1)) else { panic!("the second must follow") };
+        lease.publish(7);
+        let Turn::Follow(mut after) = inflight.join(key(1)) else { panic!("the third must follow") };
+        assert_eq!(before.wait(soon()).await, Wait::News(7));
+        assert_eq!(after.wait(soon()).await, Wait::News(7));
+        drop(lease);
+        assert_eq!(after.wait(soon()).await, Wait::News(7), "what was published outlives the lease");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_its_deadline() {
+        let inflight: Arc<Inflight<u8>> = Arc::default();
+        let Turn::Lead(_lease) = inflight.join(key(1)) else { panic!("the first must lead") };
+        let Turn::Follow(mut follower) = inflight.join(key(1)) else { panic!("the second must follow") };
+        assert_eq!(follower.wait(soon()).await, Wait::TimedOut);
+    }
+}

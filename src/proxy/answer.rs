@@ -1,0 +1,275 @@
+//! An answer on its way to the client: head, body, and the record that is made when it has ended.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::fill::FillReader;
+use super::reply::ReplyBody;
+use crate::clock::Timestamp;
+use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
+use crate::telemetry::metrics::RouteCounters;
+use crate::telemetry::{RequestRecord, Telemetry};
+use crate::upstream::{ResponseBody, UpstreamError};
+
+/// The name of the field that RFC 9211 defines.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Why an answer's content broke off.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The upstream's content ended too early.
+    Truncated,
+    /// The upstream's connection failed.
+    Upstream(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Truncated => f.write_str("the upstream's content ended too early"),
+            Self::Upstream(cause) => write!(f, "the upstream's content broke off: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl From<Box<dyn std::error::Error + Send + Sync>> for BodyError {
+    fn from(cause: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self::Upstream(cause)
+    }
+}
+
+/// Where an answer's content comes from.
+#[derive(Debug)]
+pub enum Content {
+    /// There is none.
+    Empty,
+    /// All of it.
+    Whole(Bytes),
+    /// All of it, in pieces, the last first.
+    Pieces(Vec<Bytes>),
+    /// A body being received and stored.
+    Fill(FillReader),
+    /// The upstream's, straight.
+    Upstream(Box<ResponseBody>),
+}
+
+impl From<ReplyBody> for Content {
+    fn from(body: ReplyBody) -> Self {
+        match body {
+            ReplyBody::Empty => Self::Empty,
+            ReplyBody::Whole(bytes) => Self::Whole(bytes),
+            ReplyBody::Parts(mut parts) => {
+                parts.reverse();
+                Self::Pieces(parts)
+            }
+        }
+    }
+}
+
+/// An answer before it is sent.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status and fields.
+    pub head: Response<()>,
+    /// Its content.
+    pub content: Content,
+    /// How the cache took part.
+    pub cache_status: CacheStatus,
+    /// How long the upstream took to its head, where it was asked.
+    pub upstream: Option<Duration>,
+}
+
+impl Answer {
+    /// The proxy's own answer: a constant text, for `detail` and status.
+    pub fn generated(status: StatusCode, detail: Detail) -> Self {
+        Self::with_outcome(status, CacheStatus { outcome: Outcome::Generated, detail: Some(detail) })
+    }
+
+    /// The proxy's own answer in place of the upstream's: the one place where its errors become responses.
+    pub fn failed(error: UpstreamError, outcome: Outcome) -> Self {
+        let (status, detail) = match error {
+            UpstreamError::Connect | UpstreamError::NoServer => (StatusCode::BAD_GATEWAY, Detail::UpstreamConnect),
+            UpstreamError::ConnectTimeout | UpstreamError::FirstByteTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, Detail::UpstreamTimeout)
+            }
+            UpstreamError::Protocol => (StatusCode::BAD_GATEWAY, Detail::UpstreamProtocol),
+            UpstreamError::RequestBody => (StatusCode::BAD_REQUEST, Detail::BadRequest),
+            UpstreamError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, Detail::Overloaded),
+        };
+        let mut answer = Self::with_outcome(status, CacheStatus { outcome, detail: Some(detail) });
+        if error == UpstreamError::Overloaded {
+            answer.head.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
+    }
+
+    fn with_outcome(status: StatusCode, cache_status: CacheStatus) -> Self {
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        head.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let text = status.canonical_reason().unwrap_or("error").as_bytes();
+        let content = Content::Pieces(vec![Bytes::from_static(b"\n"), Bytes::from_static(text)]);
+        Self { head, content, cache_status, upstream: None }
+    }
+}
+
+/// An answer to what never reached the path.
+pub fn unrecorded(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::unrecorded(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+/// What is noted of a request when it comes, for the record at its end.
+#[derive(Debug)]
+pub struct Visit {
+    /// When it came.
+    pub started: Timestamp,
+    /// The same, for durations.
+    pub begun: Instant,
+    /// Who asked.
+    pub client: IpAddr,
+    /// Its method.
+    pub method: http::Method,
+    /// Path and query as received.
+    pub target: Box<str>,
+    /// Host as received.
+    pub host: Box<str>,
+    /// Its version.
+    pub version: http::Version,
+    /// Its route.
+    pub route: Option<Arc<str>>,
+    /// The counters of its route.
+    pub counters: Arc<RouteCounters>,
+}
+
+impl Visit {
+    /// The response for the server: the record is made when its content ends or is dropped.
+    pub fn finish(self, answer: Answer, telemetry: &Arc<Telemetry>, with_cache_status: bool) -> Response<Body> {
+        let Answer { mut head, content, cache_status, upstream } = answer;
+        if with_cache_status {
+            head.headers_mut().append(CACHE_STATUS, cache_status.to_value());
+        }
+        let record = RequestRecord {
+            started: self.started,
+            duration: Duration::ZERO,
+            until_head: self.begun.elapsed(),
+            client: self.client,
+            method: self.method,
+            target: self.target,
+            host: self.host,
+            version: self.version,
+            status: head.status(),
+            bytes_served: 0,
+            aborted: true,
+            route: self.route,
+            counters: self.counters,
+            cache_status,
+            upstream,
+        };
+        let mut ending = Ending { record, begun: self.begun, telemetry: Arc::clone(telemetry) };
+        let mut body = Body { content, ending: None };
+        // hyper never reads the content of an answer to HEAD.
+        ending.record.aborted = !body.is_end_stream();
+        body.ending = Some(Box::new(ending));
+        head.map(|()| body)
+    }
+}
+
+/// The duty to record a request; discharged when dropped.
+#[derive(Debug)]
+struct Ending {
+    record: RequestRecord,
+    begun: Instant,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.record.duration = self.begun.elapsed();
+        self.telemetry.record(&self.record);
+    }
+}
+
+/// The content of an answer, for hyper.
+#[derive(Debug)]
+pub struct Body {
+    content: Content,
+    ending: Option<Box<Ending>>,
+}
+
+impl Body {
+    /// Content of which nothing is recorded.
+    pub const fn unrecorded(bytes: Bytes) -> Self {
+        Self { content: Content::Whole(bytes), ending: None }
+    }
+
+    fn poll_content(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.content {
+            Content::Empty => Poll::Ready(None),
+            Content::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Content::Pieces(pieces) => Poll::Ready(pieces.pop().map(|piece| Ok(Frame::data(piece)))),
+            Content::Fill(reader) => reader.poll(context),
+            Content::Upstream(body) => Pin::new(body.as_mut()).poll_frame(context).map_err(BodyError::from),
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = self.poll_content(context);
+        let at_end = self.is_end_stream();
+        if let Some(ending) = &mut self.ending {
+            if let Poll::Ready(Some(Ok(frame))) = &polled {
+                ending.record.bytes_served += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            if at_end || matches!(polled, Poll::Ready(None)) {
+                ending.record.aborted = false;
+            }
+        }
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            self.ending = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Empty => true,
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Pieces(pieces) => pieces.is_empty(),
+            Content::Fill(reader) => reader.remaining() == Some(0),
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Pieces(pieces) => SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum()),
+            Content::Fill(reader) => reader.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}

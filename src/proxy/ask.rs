@@ -1,0 +1,152 @@
+//! A request that the cache may answer: everything a fetch needs, so that the fetch outlives its client.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::{Connection, Interim, Proxy};
+use crate::clock::Timestamp;
+use crate::generation::Generation;
+use crate::key::{self, Address, BodyRule};
+use crate::policy::reuse::Why;
+use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
+use crate::store::Query;
+use crate::target::{Scheme, Target};
+use crate::telemetry::cache_status::Detail;
+
+/// Who sent a request.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// The connection's peer.
+    pub peer: IpAddr,
+    /// The peer, or whom a trusted proxy names.
+    pub client: IpAddr,
+    /// Whether the peer is a trusted proxy.
+    pub trusted: bool,
+    /// The listener's scheme.
+    pub scheme: Scheme,
+    /// Host as received.
+    pub host: HeaderValue,
+    /// Where interim responses go.
+    pub interim: Option<Interim>,
+}
+
+impl Sender {
+    /// Reads who sent the request.
+    pub fn new(connection: &Connection, generation: &Generation, parts: &Parts, target: &Target) -> Self {
+        let server = &generation.server;
+        let is_trusted = |ip: IpAddr| server.trusted_proxies.iter().any(|net| net.contains(&ip.to_canonical()));
+        let peer = connection.peer.ip().to_canonical();
+        let client = super::forward::client_ip(&parts.headers, peer, server.client_ip_header.as_ref(), is_trusted);
+        let host = HeaderValue::from_str(&target.authority.to_string());
+        Self {
+            peer,
+            client,
+            trusted: is_trusted(peer),
+            scheme: connection.scheme,
+            host: host.unwrap_or_else(|_| HeaderValue::from_static("localhost")),
+            interim: connection.interim.clone().filter(|_| parts.version == http::Version::HTTP_11),
+        }
+    }
+}
+
+/// A request that the cache may answer.
+pub struct Ask {
+    /// The worker's view of the proxy.
+    pub proxy: Arc<Proxy>,
+    /// The configuration it sees to its end.
+    pub generation: Arc<Generation>,
+    /// Its route.
+    pub route: Arc<Route>,
+    /// The route's parameters.
+    pub params: Params,
+    /// Its target.
+    pub target: Target,
+    /// The query as keyed and sent.
+    pub query: Option<String>,
+    /// Its head.
+    pub parts: Parts,
+    /// Its content, where that is keyed.
+    pub content: Bytes,
+    /// Its place in the store.
+    pub address: Address,
+    /// Who sent it.
+    pub sender: Sender,
+}
+
+impl Ask {
+    /// How its route caches.
+    pub fn caching(&self) -> &Caching {
+        // An `Ask` is made from a route that caches, and in no other way.
+        self.route.caching.as_ref().expect("the route of an ask caches")
+    }
+
+    /// The tags that derive from configuration and URL.
+    pub fn tags(&self) -> ConfiguredTags<'_> {
+        ConfiguredTags { route: &self.route, params: &self.params, target: &self.target }
+    }
+
+    /// What the store is asked.
+    pub fn store_query<'a>(&'a self, tags: &'a ConfiguredTags<'a>, now: Timestamp) -> Query<'a> {
+        let vary_ignore = &self.caching().vary_ignore;
+        Query { address: &self.address, request: &self.parts.headers, vary_ignore, tags, now }
+    }
+
+    /// The present.
+    pub fn now(&self) -> Timestamp {
+        self.proxy.shared.clock.now()
+    }
+
+    /// How long it may wait behind others, in all.
+    pub fn collapse_wait(&self) -> Duration {
+        self.caching().collapse_wait
+    }
+}
+
+/// Why the cache takes no part in a request of a caching route; none: it does. `has_content` tells of a body.
+pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_content: bool) -> Option<Bypass> {
+    let fields = &parts.headers;
+    let because = |detail| Some(Bypass { why: Why::Bypass, detail: Some(detail) });
+    if is_upgrade(route, fields) {
+        return because(Detail::Upgrade);
+    }
+    let keys_content = caching.key.body != BodyRule::None;
+    if !matches!(parts.method, Method::GET | Method::HEAD) && !keys_content {
+        return Some(Bypass { why: Why::Method, detail: None });
+    }
+    if has_content && !keys_content {
+        return because(Detail::RequestBody);
+    }
+    if caching.bypass.iter().any(|name| fields.contains_key(name)) {
+        return because(Detail::BypassHeader);
+    }
+    let is_keyed =
+        |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
+    if caching.credential_headers.iter().any(|name| fields.contains_key(name) && !is_keyed(name)) {
+        return because(Detail::Credentials);
+    }
+    if caching.cookies == Cookies::Bypass && key::has_unkeyed_cookie(fields, &caching.key.cookies) {
+        return because(Detail::Cookie);
+    }
+    None
+}
+
+/// Whether the request asks for an upgrade that its route lets pass.
+pub fn is_upgrade(route: &Route, fields: &HeaderMap) -> bool {
+    let Some(asked) = fields.get(UPGRADE).and_then(|value| value.to_str().ok()) else { return false };
+    asked.split(',').any(|token| route.upgrade.iter().any(|allowed| token.trim().eq_ignore_ascii_case(allowed)))
+}
+
+/// Why a request passes the cache by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bypass {
+    /// The `fwd` parameter.
+    pub why: Why,
+    /// The `detail` parameter.
+    pub detail: Option<Detail>,
+}

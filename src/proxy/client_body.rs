@@ -1,0 +1,166 @@
+//! The client's content on its way to the upstream: bounded, timed between bytes, and partly read already.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// Why a client's content could not be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentTrouble {
+    /// More than the route's `request_body_max`.
+    TooLarge,
+    /// Nothing came for `body_idle_timeout`.
+    Idle,
+    /// The client broke off.
+    Broken,
+}
+
+impl std::fmt::Display for ContentTrouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "the request's content is larger than allowed",
+            Self::Idle => "the request's content stopped coming",
+            Self::Broken => "the request's content broke off",
+        })
+    }
+}
+
+impl std::error::Error for ContentTrouble {}
+
+/// The trouble that a body met, told to whoever sent it on.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble(Arc<AtomicU8>);
+
+impl Trouble {
+    /// What happened, if anything.
+    pub fn seen(&self) -> Option<ContentTrouble> {
+        match self.0.load(Ordering::Relaxed) {
+            1 => Some(ContentTrouble::TooLarge),
+            2 => Some(ContentTrouble::Idle),
+            3 => Some(ContentTrouble::Broken),
+            _ => None,
+        }
+    }
+
+    fn note(&self, trouble: ContentTrouble) -> ContentTrouble {
+        let number = match trouble {
+            ContentTrouble::TooLarge => 1,
+            ContentTrouble::Idle => 2,
+            ContentTrouble::Broken => 3,
+        };
+        self.0.store(number, Ordering::Relaxed);
+        trouble
+    }
+}
+
+/// A client's content.
+#[derive(Debug)]
+pub struct ClientBody {
+    read: Option<Bytes>,
+    rest: Incoming,
+    left: u64,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    trouble: Trouble,
+}
+
+impl ClientBody {
+    /// Content of at most `bytes_max`, with at most `idle` between its bytes.
+    pub fn new(content: Incoming, bytes_max: u64, idle: Duration) -> Self {
+        let timer = Box::pin(tokio::time::sleep(idle));
+        Self { read: None, rest: content, left: bytes_max, idle, timer, trouble: Trouble::default() }
+    }
+
+    /// Where trouble will be seen.
+    pub fn trouble(&self) -> Trouble {
+        self.trouble.clone()
+    }
+
+    /// Whether the announced length alone is too much.
+    pub fn is_too_large(&self) -> bool {
+        self.rest.size_hint().lower() > self.left
+    }
+
+    /// Reads all of it, where that is at most `bytes_max`; more is kept to be sent on.
+    pub async fn buffer(&mut self, bytes_max: u64) -> Result<Option<Bytes>, ContentTrouble> {
+        let mut whole = Vec::new();
+        loop {
+            match std::future::poll_fn(|context| Pin::new(&mut *self).poll_frame(context)).await {
+                None => return Ok(Some(Bytes::from(whole))),
+                Some(Err(trouble)) => return Err(trouble),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        whole.extend_from_slice(&data);
+                    }
+                }
+            }
+            if whole.len() as u64 > bytes_max {
+                self.read = Some(Bytes::from(whole));
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Gives back what [`Self::buffer`] read, to be sent on.
+    pub fn put_back(&mut self, read: Bytes) {
+        self.read = Some(read).filter(|read| !read.is_empty());
+    }
+
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
+        match Pin::new(&mut self.rest).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.timer.as_mut().reset(Instant::now() + self.idle);
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                let Some(left) = self.left.checked_sub(bytes) else {
+                    return Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::TooLarge))));
+                };
+                self.left = left;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::Broken)))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => match self.timer.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::Idle)))),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = ContentTrouble;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
+        match self.read.take() {
+            Some(read) => Poll::Ready(Some(Ok(Frame::data(read)))),
+            None => self.poll_rest(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_none() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let read = self.read.as_ref().map_or(0, |read| read.len() as u64);
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + read);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + read);
+        }
+        hint
+    }
+}

@@ -1,0 +1,321 @@
+//! The leader's part: ask the upstream, settle, store, and tell the followers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::sync::oneshot;
+
+use super::ask::Ask;
+use super::fill::{Bound, Fill, News, Received, Room};
+use super::{forward, share};
+use crate::clock::Timestamp;
+use crate::collapse::Lease;
+use crate::fields::surrogate;
+use crate::policy::partial;
+use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
+use crate::policy::validate::{self, Conditional};
+use crate::store::{Put, PutLimits};
+use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
+use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
+
+/// What a fetch brought.
+#[derive(Debug)]
+pub enum Fetched {
+    /// A response that is being stored; the first reader may get the rest, should it turn out too large.
+    Fill(Arc<Fill>),
+    /// The stored response, freshened or completed.
+    Stored(Arc<StoredResponse>),
+    /// The upstream answered with an error, and the stored response may be used.
+    Stale(Arc<StoredResponse>),
+    /// A response that is not stored.
+    Pass(Box<Response<ResponseBody>>, NotStored),
+    /// No response.
+    Failed(UpstreamError),
+}
+
+/// What a fetch brought, and what the upstream said.
+#[derive(Debug)]
+pub struct Report {
+    /// What it brought.
+    pub fetched: Fetched,
+    /// The upstream's status, where it gave one.
+    pub status: Option<StatusCode>,
+    /// How long the upstream took to its head.
+    pub upstream: Duration,
+}
+
+/// A fetch under way: it goes on when its client leaves.
+pub struct Fetch {
+    ask: Arc<Ask>,
+    stored: Option<Arc<StoredResponse>>,
+    lease: Option<Lease<News>>,
+    /// The ledger, before the upstream is contacted.
+    synced: (PurgeNumber, Epoch),
+    begun: Instant,
+    /// Whether this is the second, unconditional try.
+    refetched: bool,
+    client: Option<oneshot::Sender<Report>>,
+}
+
+/// One request to the upstream and its response.
+struct Asked {
+    response: Response<ResponseBody>,
+    conditional: Conditional,
+    request_time: Timestamp,
+    response_time: Timestamp,
+}
+
+impl Fetch {
+    /// Starts it as a task that drain waits for.
+    pub fn start(
+        ask: Arc<Ask>,
+        stored: Option<Arc<StoredResponse>>,
+        lease: Option<Lease<News>>,
+    ) -> oneshot::Receiver<Report> {
+        let (client, report) = oneshot::channel();
+        let shared = Arc::clone(&ask.proxy.shared);
+        let synced = shared.store.synced();
+        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, client: Some(client) };
+        shared.tasks.spawn(fetch.run());
+        report
+    }
+
+    async fn run(mut self) {
+        let stored = self.stored.clone();
+        match self.ask_upstream(stored.as_deref()).await {
+            Ok(asked) => self.settle(asked, stored).await,
+            Err(error) => self.fail(error),
+        }
+    }
+
+    async fn settle(&mut self, asked: Asked, stored: Option<Arc<StoredResponse>>) {
+        let Asked { response, conditional, request_time, response_time } = asked;
+        let (parts, body) = response.into_parts();
+        let framing = framing(&parts, &body);
+        let exchange = Exchange {
+            request: &self.ask.parts,
+            conditional,
+            response: &parts,
+            request_time,
+            response_time,
+            framing,
+            jitter: fastrand::f64(),
+        };
+        let rules = &self.ask.caching().rules;
+        if self.ask.parts.method == Method::HEAD {
+            self.update_by_head(&exchange, stored.as_deref());
+        }
+        let settlement = settle::settle(&exchange, stored.as_ref(), rules);
+        let status = parts.status;
+        match settlement {
+            Settlement::Store(head) => self.store(*head, framing, parts, body).await,
+            Settlement::Freshen(freshened) => self.freshen(&freshened, status),
+            Settlement::Combine(part) => self.combine(*part, stored, status, body).await,
+            Settlement::UseStale(stale) => {
+                self.publish(News::NotShared);
+                self.report(Fetched::Stale(stale), Some(status));
+            }
+            Settlement::Refetch => Box::pin(self.refetch()).await,
+            Settlement::Pass(reason) => self.pass(Response::from_parts(parts, body), reason),
+        }
+    }
+
+    /// Asks again without conditions: what came does not fit what is stored.
+    async fn refetch(&mut self) {
+        if std::mem::replace(&mut self.refetched, true) {
+            return self.fail(UpstreamError::Protocol);
+        }
+        match self.ask_upstream(None).await {
+            Ok(asked) => self.settle(asked, None).await,
+            Err(error) => self.fail(error),
+        }
+    }
+
+    async fn ask_upstream(&self, stored: Option<&StoredResponse>) -> Result<Asked, UpstreamError> {
+        let ask = &*self.ask;
+        let mut fields = forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching()));
+        let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
+        let body = http_body_util::Full::new(ask.content.clone()).map_err(|never| match never {});
+        let mut request = Request::new(RequestBody::new(body));
+        *request.method_mut() = ask.parts.method.clone();
+        *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
+        *request.headers_mut() = fields;
+        forward::pass_interim(&mut request, &ask.sender);
+        let options = CallOptions {
+            first_byte_timeout: ask.route.first_byte_timeout,
+            client_host: Some(ask.sender.host.clone()),
+        };
+        let upstream = ask.generation.upstreams.find(&ask.route.upstream).ok_or(UpstreamError::NoServer)?;
+        let request_time = ask.now();
+        let response = upstream.fetch(ask.proxy.worker.0, request, &options).await?;
+        Ok(Asked { response, conditional, request_time, response_time: ask.now() })
+    }
+
+    async fn store(
+        &mut self,
+        head: StoredResponse,
+        framing: Framing,
+        parts: http::response::Parts,
+        body: ResponseBody,
+    ) {
+        let status = parts.status;
+        let (head, room) = match self.admit(head, framing) {
+            Ok(admitted) => admitted,
+            Err(reason) => return self.pass(Response::from_parts(parts, body), reason),
+        };
+        let length = match framing {
+            Framing::Length(length) => Some(length),
+            Framing::Delimited | Framing::Close => None,
+        };
+        let variant = share::variant_key(&self.ask, &head);
+        let fill = Arc::new(Fill::new(Arc::new(head), length, variant));
+        if length.is_some() {
+            self.publish(News::Streaming(Arc::clone(&fill)));
+        }
+        self.report(Fetched::Fill(Arc::clone(&fill)), Some(status));
+        match fill.receive(body, room, self.ask.caching().max_object).await {
+            Received::Whole(whole, last) => {
+                let stored = Arc::new(StoredResponse { body: whole, ..(*fill.head).clone() });
+                self.put(&stored);
+                fill.complete(last, stored);
+            }
+            Received::Broken => {
+                self.publish(News::Failed(UpstreamError::Protocol));
+                fill.break_off();
+            }
+            Received::TooLarge(bound) => {
+                if bound == Bound::Object {
+                    self.remember_uncacheable();
+                }
+                self.publish(News::NotShared);
+            }
+        }
+    }
+
+    /// The head with its provenance, and room for the body; or why it is not stored.
+    fn admit(&self, mut head: StoredResponse, framing: Framing) -> Result<(StoredResponse, Room), NotStored> {
+        head.selecting = head.selecting.without(&self.ask.caching().vary_ignore);
+        head.provenance = self.provenance(&head)?;
+        let expected = match framing {
+            Framing::Length(length) if length > self.ask.caching().max_object => return Err(NotStored::TooLarge),
+            Framing::Length(length) => length,
+            Framing::Delimited | Framing::Close => 0,
+        };
+        let room = self.ask.proxy.shared.filling.reserve(expected).ok_or(NotStored::FillingLimit)?;
+        Ok((head, room))
+    }
+
+    fn provenance(&self, head: &StoredResponse) -> Result<Provenance, NotStored> {
+        let origin = format!("{}://{}", self.ask.target.scheme.as_str(), self.ask.target.authority);
+        let tags = surrogate::tags(&head.fields, &origin).map_err(|_| NotStored::TooManyTags)?;
+        let (synced_to, epoch) = self.synced;
+        Ok(Provenance { synced_to, epoch, tags })
+    }
+
+    fn freshen(&mut self, freshened: &Arc<StoredResponse>, status: StatusCode) {
+        let mut freshened = StoredResponse::clone(freshened);
+        // Over the tag limits the provenance of before stays, and with it every purge since.
+        if let Ok(provenance) = self.provenance(&freshened) {
+            freshened.provenance = provenance;
+        }
+        let freshened = Arc::new(freshened);
+        self.put(&freshened);
+        self.report(Fetched::Stored(freshened), Some(status));
+    }
+
+    /// Receives the rest of a stored part and stores the whole.
+    async fn combine(
+        &mut self,
+        mut part: StoredResponse,
+        stored: Option<Arc<StoredResponse>>,
+        status: StatusCode,
+        body: ResponseBody,
+    ) {
+        let expected = part.part.map_or(0, |range| range.last - range.first + 1);
+        let fits = expected <= self.ask.caching().max_object;
+        let room = fits.then(|| self.ask.proxy.shared.filling.reserve(expected)).flatten();
+        let (Some(room), Some(stored), Ok(provenance)) = (room, stored, self.provenance(&part)) else {
+            return Box::pin(self.refetch()).await;
+        };
+        part.provenance = provenance;
+        let fill = Fill::new(Arc::new(part.clone()), None, self.ask.address.key);
+        let Received::Whole(rest, _) = fill.receive(body, room, expected).await else {
+            return self.fail(UpstreamError::Protocol);
+        };
+        part.body = rest;
+        match partial::combine(&stored, &part) {
+            Some(whole) => {
+                let whole = Arc::new(whole);
+                self.put(&whole);
+                self.report(Fetched::Stored(whole), Some(status));
+            }
+            None => Box::pin(self.refetch()).await,
+        }
+    }
+
+    fn update_by_head(&self, exchange: &Exchange<'_>, stored: Option<&StoredResponse>) {
+        let Some(stored) = stored else { return };
+        match settle::updated_by_head(exchange, stored, &self.ask.caching().rules) {
+            Some(updated) => self.put(&Arc::new(updated)),
+            None => {
+                let tags = self.ask.tags();
+                let query = self.ask.store_query(&tags, self.ask.now());
+                self.ask.proxy.shared.store.remove(self.ask.proxy.worker, &query);
+            }
+        }
+    }
+
+    fn put(&self, stored: &Arc<StoredResponse>) {
+        let tags = self.ask.tags();
+        let query = self.ask.store_query(&tags, self.ask.now());
+        let limits = PutLimits { max_variants: self.ask.caching().max_variants };
+        let store = &self.ask.proxy.shared.store;
+        if store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits) == Put::TooManyVariants {
+            self.publish(News::NotShared);
+        }
+    }
+
+    fn pass(&mut self, response: Response<ResponseBody>, reason: NotStored) {
+        let status = response.status();
+        // Errors never set hit-for-miss: the next request may find the upstream well again.
+        if reason.is_of_resource() && !status.is_server_error() {
+            self.remember_uncacheable();
+        }
+        self.publish(News::NotShared);
+        self.report(Fetched::Pass(Box::new(response), reason), Some(status));
+    }
+
+    fn fail(&mut self, error: UpstreamError) {
+        self.publish(News::Failed(error));
+        self.report(Fetched::Failed(error), None);
+    }
+
+    fn remember_uncacheable(&self) {
+        let span = self.ask.caching().uncacheable_for;
+        self.ask.proxy.shared.store.put_uncacheable(&self.ask.address, self.ask.now(), span);
+    }
+
+    fn publish(&self, news: News) {
+        if let Some(lease) = &self.lease {
+            lease.publish(news);
+        }
+    }
+
+    fn report(&mut self, fetched: Fetched, status: Option<StatusCode>) {
+        if let Some(client) = self.client.take() {
+            // A client that has left needs no report.
+            let _ = client.send(Report { fetched, status, upstream: self.begun.elapsed() });
+        }
+    }
+}
+
+/// How the end of the content is known (RFC 9112 §6.3).
+fn framing(parts: &http::response::Parts, body: &ResponseBody) -> Framing {
+    if let Some(length) = http_body::Body::size_hint(body).exact() {
+        return Framing::Length(length);
+    }
+    let is_chunked = parts.headers.contains_key(http::header::TRANSFER_ENCODING);
+    if is_chunked || parts.version == http::Version::HTTP_2 { Framing::Delimited } else { Framing::Close }
+}

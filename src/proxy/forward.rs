@@ -1,0 +1,214 @@
+//! What the upstream is sent: the client's fields without what must not travel, and the proxy's own.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use http::header::{COOKIE, EXPECT, HOST, VIA};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
+
+use super::Interim;
+use super::ask::Sender;
+use crate::fields::hop_by_hop;
+use crate::key;
+use crate::route::{Caching, ForwardFields, Route};
+use crate::target::Target;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Fields by which a client could pass for a proxy, another target or another method.
+const UNTRUSTED: [&str; 16] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-host",
+    "x-http-host-override",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+];
+
+/// The fields HTTP itself needs, whatever `forward_headers` lists.
+const NEEDED: [&str; 10] = [
+    "accept-encoding",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "range",
+];
+
+/// The fields for the upstream. `caching` is given for a request that the cache may answer: its unkeyed cookies stay
+/// behind.
+pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Option<&Caching>) -> HeaderMap {
+    let mut fields = parts.headers.clone();
+    hop_by_hop::remove(&mut fields);
+    fields.remove(HOST);
+    // The proxy has answered the expectation itself (RFC 9110 §10.1.1).
+    fields.remove(EXPECT);
+    if !sender.trusted {
+        for name in UNTRUSTED {
+            fields.remove(name);
+        }
+    }
+    if let Some(caching) = caching {
+        keep_keyed_cookies(&mut fields, caching);
+    }
+    if let Some(ForwardFields::Only(names)) = route.map(|route| &route.forward_headers) {
+        keep_only(&mut fields, names, caching);
+    }
+    add_own(&mut fields, sender);
+    if let Some(route) = route {
+        route.request_headers.apply(&mut fields);
+    }
+    fields
+}
+
+/// The path and query for the upstream: what was keyed, less the route's `strip_prefix`.
+pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
+    let path = target.path();
+    let strip = route.map_or("", |route| &route.strip_prefix);
+    let rest = path.strip_prefix(strip.trim_end_matches('/')).filter(|rest| rest.starts_with('/'));
+    let path = if strip.is_empty() { path } else { rest.unwrap_or(if path == strip { "/" } else { path }) };
+    let mut text = String::with_capacity(path.len() + query.map_or(0, |query| query.len() + 1));
+    text.push_str(path);
+    if let Some(query) = query {
+        text.push('?');
+        text.push_str(query);
+    }
+    // A normalised target is a valid one; the root stands in should hyper's grammar ever be narrower.
+    Uri::try_from(text).unwrap_or_else(|_| Uri::from_static("/"))
+}
+
+/// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
+pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender) {
+    let Some(Interim(sink)) = sender.interim.clone() else { return };
+    hyper::ext::on_informational(request, move |response| {
+        if response.status() == StatusCode::EARLY_HINTS {
+            let mut fields = response.headers().clone();
+            hop_by_hop::remove(&mut fields);
+            sink.send(StatusCode::EARLY_HINTS, &fields);
+        }
+    });
+}
+
+fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {
+    if !fields.contains_key(COOKIE) {
+        return;
+    }
+    let kept = key::keyed_cookies(fields, &caching.key.cookies);
+    fields.remove(COOKIE);
+    if let Some(kept) = kept {
+        fields.insert(COOKIE, kept);
+    }
+}
+
+fn keep_only(fields: &mut HeaderMap, names: &[HeaderName], caching: Option<&Caching>) {
+    let keyed = |name: &HeaderName| {
+        caching.is_some_and(|caching| {
+            caching.key.headers.iter().any(|header| header.name == *name)
+                || (*name == COOKIE && !caching.key.cookies.is_empty())
+        })
+    };
+    let dropped: Vec<HeaderName> = fields
+        .keys()
+        .filter(|name| !names.contains(name) && !keyed(name) && !NEEDED.contains(&name.as_str()))
+        .cloned()
+        .collect();
+    for name in dropped {
+        fields.remove(name);
+    }
+}
+
+fn add_own(fields: &mut HeaderMap, sender: &Sender) {
+    let mut chain = String::new();
+    if let Some(before) = fields.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()) {
+        chain.push_str(before);
+        chain.push_str(", ");
+    }
+    // Writing to a String cannot fail.
+    let _ = write!(chain, "{}", sender.peer);
+    insert(fields, FORWARDED_FOR, &chain);
+    if !fields.contains_key(&FORWARDED_PROTO) {
+        fields.insert(FORWARDED_PROTO, HeaderValue::from_static(sender.scheme.as_str()));
+    }
+    if !fields.contains_key(&FORWARDED_HOST) {
+        fields.insert(FORWARDED_HOST, sender.host.clone());
+    }
+    fields.append(VIA, HeaderValue::from_static("1.1 aside"));
+}
+
+fn insert(fields: &mut HeaderMap, name: HeaderName, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        fields.insert(name, value);
+    }
+}
+
+/// Who asked: the peer, or whom a trusted peer names in `client_ip_header` or, from the right, `X-Forwarded-For`.
+pub fn client_ip(
+    fields: &HeaderMap,
+    peer: IpAddr,
+    header: Option<&HeaderName>,
+    is_trusted: impl Fn(IpAddr) -> bool,
+) -> IpAddr {
+    if !is_trusted(peer) {
+        return peer;
+    }
+    if let Some(header) = header {
+        let named = fields.get(header).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        return named.unwrap_or(peer);
+    }
+    let mut client = peer;
+    let lines: Vec<&str> = fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        let Ok(address) = hop.trim().parse() else { return client };
+        client = address;
+        if !is_trusted(client) {
+            return client;
+        }
+    }
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::{Authority, Scheme};
+
+    #[test]
+    fn only_trusted_hops_are_believed_from_the_right() {
+        let check = |peer: &str, chain: &str, expected: &str| {
+            let mut fields = HeaderMap::new();
+            fields.insert(FORWARDED_FOR, HeaderValue::from_str(chain).unwrap());
+            let trusted = |ip: IpAddr| ip.to_string().starts_with("10.");
+            let client = client_ip(&fields, peer.parse().unwrap(), None, trusted);
+            assert_eq!(client.to_string(), expected, "{peer} with {chain}");
+        };
+        check("192.0.2.1", "203.0.113.9", "192.0.2.1");
+        check("10.0.0.1", "203.0.113.9", "203.0.113.9");
+        check("10.0.0.1", "198.51.100.7, 203.0.113.9, 10.0.0.2", "203.0.113.9");
+        check("10.0.0.1", "garbage", "10.0.0.1");
+    }
+
+    #[test]
+    fn the_query_sent_is_the_query_keyed() {
+        let authority = Authority::parse("a.test", Scheme::Http).unwrap();
+        let target = Target::new(Scheme::Http, authority, "/v1/x", Some("b=1&utm_source=y")).unwrap();
+        assert_eq!(uri(&target, Some("b=1"), None), "/v1/x?b=1");
+        assert_eq!(uri(&target, None, None), "/v1/x");
+    }
+}

@@ -1,0 +1,73 @@
+//! What an unsafe request makes invalid, done before its answer leaves (RFC 9111 §4.4).
+
+use http::request::Parts;
+use http::{HeaderMap, Method, Response, Uri};
+
+use super::Proxy;
+use crate::fields::surrogate;
+use crate::generation::Generation;
+use crate::key::Tag;
+use crate::policy::invalidate as policy;
+use crate::route::{ConfiguredTags, Params, Route};
+use crate::store::Query;
+use crate::store::ledger::PurgeKind;
+use crate::target::Target;
+use crate::telemetry::events::Event;
+
+/// Invalidates what the response to an unsafe request says has changed: its own target, `Location` and
+/// `Content-Location` of the same origin, the route's `invalidates`, and `Cache-Group-Invalidation` (RFC 9875 §3).
+pub fn after<B>(
+    proxy: &Proxy,
+    generation: &Generation,
+    matched: Option<&(std::sync::Arc<Route>, Params)>,
+    target: &Target,
+    request: &Parts,
+    response: &Response<B>,
+) {
+    if !policy::invalidates(&request.method, response.status()) {
+        return;
+    }
+    let origin = format!("{}://{}", target.scheme.as_str(), target.authority);
+    let mut tags: Vec<Tag> =
+        surrogate::invalidated_groups(response.headers(), &origin).into_iter().map(Tag::Surrogate).collect();
+    if let Some((route, params)) = matched
+        && let Some(caching) = &route.caching
+    {
+        tags.extend(caching.invalidates.iter().map(|template| Tag::Surrogate(template.expand(params))));
+    }
+    let further = further_targets(&origin, target, response.headers());
+    for target in std::iter::once(target).chain(&further).filter(|target| generation.routes.caches(target)) {
+        tags.push(Tag::url(target));
+        remove(proxy, generation, target, &request.headers);
+    }
+    if tags.is_empty() {
+        return;
+    }
+    let number = proxy.shared.store.purge(&tags, PurgeKind::Hard, proxy.shared.clock.now());
+    proxy.shared.telemetry.emit(&Event::Purged { tags: tags.len(), number: number.0, cause: "unsafe request" });
+}
+
+/// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.
+fn remove(proxy: &Proxy, generation: &Generation, target: &Target, fields: &HeaderMap) {
+    let Some(matched) = generation.routes.find(target, &Method::GET) else { return };
+    let Some(caching) = &matched.route.caching else { return };
+    let Ok(address) = caching.key.address(&Method::GET, target, fields, b"") else { return };
+    let tags = ConfiguredTags { route: matched.route, params: &matched.params, target };
+    let now = proxy.shared.clock.now();
+    let vary_ignore = &caching.vary_ignore;
+    proxy
+        .shared
+        .store
+        .remove(proxy.worker, &Query { address: &address, request: fields, vary_ignore, tags: &tags, now });
+}
+
+fn further_targets(origin: &str, target: &Target, fields: &HeaderMap) -> Vec<Target> {
+    let own = target
+        .query()
+        .map_or_else(|| format!("{origin}{}", target.path()), |query| format!("{origin}{}?{query}", target.path()));
+    let Ok(own) = Uri::try_from(own) else { return Vec::new() };
+    policy::further_targets(&own, fields)
+        .iter()
+        .filter_map(|uri| Target::new(target.scheme, target.authority.clone(), uri.path(), uri.query()).ok())
+        .collect()
+}

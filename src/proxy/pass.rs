@@ -1,0 +1,177 @@
+//! Requests in which the cache takes no part: sent on and answered, streaming both ways.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::answer::{Answer, Content};
+use super::ask::{self, Ask, Bypass, Sender};
+use super::client_body::{ClientBody, ContentTrouble};
+use super::{Incomer, Proxy, forward, invalidate, serve};
+use crate::generation::Generation;
+use crate::key::BodyRule;
+use crate::policy::reuse::Why;
+use crate::route::{Match, Params, Route};
+use crate::target::Target;
+use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
+use crate::upstream::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError};
+
+/// A request on its way past the cache.
+pub struct Passing {
+    /// The configuration it sees to its end.
+    pub generation: Arc<Generation>,
+    /// Its route, with the parameters.
+    pub matched: Option<(Arc<Route>, Params)>,
+    /// Its target.
+    pub target: Target,
+    /// Who sent it.
+    pub sender: Sender,
+    /// Its head.
+    pub parts: Parts,
+    content: ClientBody,
+    bypass: Bypass,
+}
+
+impl Passing {
+    /// What `incomer` becomes when the cache takes no part.
+    pub fn new(incomer: Incomer, matched: Option<Match<'_>>, bypass: Bypass) -> Self {
+        let Incomer { generation, target, sender, parts, content } = incomer;
+        let bytes_max = matched.as_ref().map_or(u64::MAX, |matched| matched.route.request_body_max);
+        let content = ClientBody::new(content, bytes_max, generation.server.limits.body_idle_timeout);
+        let matched = matched.map(|matched| (Arc::clone(matched.route), matched.params));
+        Self { generation, matched, target, sender, parts, content, bypass }
+    }
+
+    fn route(&self) -> Option<&Arc<Route>> {
+        self.matched.as_ref().map(|(route, _)| route)
+    }
+}
+
+impl Proxy {
+    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes.
+    pub async fn ask(self: &Arc<Self>, matched: Match<'_>, incomer: Incomer) -> Result<Ask, Box<Passing>> {
+        let mut passing = Passing::new(incomer, Some(matched), Bypass { why: Why::Bypass, detail: None });
+        let Some((route, params)) = passing.matched.clone() else { return Err(Box::new(passing)) };
+        let Some(caching) = &route.caching else { return Err(Box::new(passing)) };
+        let content = match caching.key.body {
+            BodyRule::None => Some(bytes::Bytes::new()),
+            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.ok().flatten(),
+        };
+        let Some(content) = content else {
+            passing.bypass.detail = Some(Detail::RequestBody);
+            return Err(Box::new(passing));
+        };
+        let fields = &passing.parts.headers;
+        match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {
+            Ok(address) => {
+                let query = caching.key.query(passing.target.query());
+                let Passing { generation, target, sender, parts, .. } = passing;
+                let proxy = Arc::clone(self);
+                Ok(Ask { proxy, generation, route, params, target, query, parts, content, address, sender })
+            }
+            Err(_unkeyed) => {
+                passing.content.put_back(content);
+                passing.bypass.detail = Some(Detail::RequestBody);
+                Err(Box::new(passing))
+            }
+        }
+    }
+
+    /// Sends the request on and answers with what comes back. An unsafe one invalidates before its answer leaves.
+    pub async fn pass(self: &Arc<Self>, passing: Passing) -> Answer {
+        let route = passing.route().cloned();
+        let Some(name) = route.as_ref().map(|route| &route.upstream).or(passing.generation.server.fallback.as_ref())
+        else {
+            return Answer::generated(StatusCode::NOT_FOUND, Detail::NoRoute);
+        };
+        let Some(upstream) = passing.generation.upstreams.find(name).cloned() else {
+            return Answer::failed(UpstreamError::NoServer, serve::forwarded(passing.bypass.why, None, false));
+        };
+        if passing.content.is_too_large() {
+            return Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge);
+        }
+        let options = CallOptions {
+            first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
+            client_host: Some(passing.sender.host.clone()),
+        };
+        let begun = std::time::Instant::now();
+        let mut answer = self.send(passing, &upstream, &options).await;
+        answer.upstream = Some(begun.elapsed());
+        answer
+    }
+
+    async fn send(&self, passing: Passing, upstream: &Upstream, options: &CallOptions) -> Answer {
+        let Passing { generation, matched, target, sender, mut parts, content, bypass } = passing;
+        let route = matched.as_ref().map(|(route, _)| &**route);
+        let upgrade = take_upgrade(route, &mut parts);
+        let trouble = content.trouble();
+        let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        let response = match upstream.fetch(self.worker.0, request, options).await {
+            Ok(response) => response,
+            Err(error) => return failed(error, trouble.seen(), bypass.why),
+        };
+        invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response);
+        let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return serve::passed(response, outcome, bypass.detail);
+        }
+        match upgrade {
+            Some(client) => self.tunnel(client, response, outcome),
+            // Nobody asked for it (RFC 9110 §15.2.2).
+            None => Answer::failed(UpstreamError::Protocol, outcome),
+        }
+    }
+
+    /// Joins client and upstream once both have switched protocols; drain waits for neither.
+    fn tunnel(&self, client: OnUpgrade, mut response: Response<ResponseBody>, outcome: Outcome) -> Answer {
+        let upstream = hyper::upgrade::on(&mut response);
+        self.shared.tunnels.spawn(async move {
+            let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else { return };
+            // Either side closing ends the tunnel; there is nobody to tell of an error.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await;
+        });
+        let cache_status = CacheStatus { outcome, detail: Some(Detail::Upgrade) };
+        Answer { head: response.map(drop), content: Content::Empty, cache_status, upstream: None }
+    }
+}
+
+/// The answer when the upstream gave none: the client's own trouble first.
+fn failed(error: UpstreamError, trouble: Option<ContentTrouble>, why: Why) -> Answer {
+    match trouble {
+        Some(ContentTrouble::TooLarge) => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
+        Some(ContentTrouble::Idle) => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
+        Some(ContentTrouble::Broken) | None => Answer::failed(error, serve::forwarded(why, None, false)),
+    }
+}
+
+/// The client's side of an upgrade that the route lets pass.
+fn take_upgrade(route: Option<&Route>, parts: &mut Parts) -> Option<OnUpgrade> {
+    let allowed = route.is_some_and(|route| ask::is_upgrade(route, &parts.headers));
+    parts.extensions.remove::<OnUpgrade>().filter(|_| allowed && parts.version == http::Version::HTTP_11)
+}
+
+fn outgoing(
+    parts: &Parts,
+    sender: &Sender,
+    target: &Target,
+    route: Option<&Route>,
+    is_upgrade: bool,
+    content: ClientBody,
+) -> Request<RequestBody> {
+    let mut fields = forward::fields(parts, sender, route, None);
+    if is_upgrade && let Some(protocol) = parts.headers.get(UPGRADE) {
+        fields.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+        fields.insert(UPGRADE, protocol.clone());
+    }
+    let mut request = Request::new(RequestBody::new(content.map_err(Into::into)));
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = forward::uri(target, target.query(), route);
+    *request.headers_mut() = fields;
+    forward::pass_interim(&mut request, sender);
+    request
+}

@@ -1,0 +1,211 @@
+//! Answers made from what the store holds and from what a fetch brought.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
+use http::{Response, StatusCode};
+
+use super::answer::{Answer, Content};
+use super::ask::Ask;
+use super::fetch::{Fetch, Fetched, Report};
+use super::fill::{Fill, FillReader, News};
+use super::reply;
+use crate::clock::Timestamp;
+use crate::collapse::Lease;
+use crate::fields::hop_by_hop;
+use crate::policy::reuse::{Use, Why, usable_on_error};
+use crate::store::{Found, Lookup, Missing, Tier};
+use crate::stored::StoredResponse;
+use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
+use crate::upstream::{ResponseBody, UpstreamError};
+
+/// What the store said.
+#[derive(Clone, Debug)]
+pub struct LookedUp(Lookup);
+
+impl LookedUp {
+    /// Asks the store.
+    pub async fn from_store(ask: &Ask) -> Self {
+        let tags = ask.tags();
+        let query = ask.store_query(&tags, ask.now());
+        Self(ask.proxy.shared.store.get(ask.proxy.worker, &query).await)
+    }
+
+    /// What is stored, whether it must be validated first, and why the upstream would be asked.
+    pub fn for_decision(&self) -> (Option<Arc<StoredResponse>>, bool, Why) {
+        match &self.0 {
+            Lookup::Found(Found { response, must_validate, .. }) => {
+                (Some(Arc::clone(response)), *must_validate, Why::Stale)
+            }
+            Lookup::Missing(Missing::Variant(_)) => (None, false, Why::VaryMiss),
+            Lookup::Missing(Missing::Key | Missing::Purged) => (None, false, Why::UriMiss),
+            Lookup::Missing(Missing::Uncacheable | Missing::Unavailable | Missing::Corrupt) => (None, false, Why::Miss),
+        }
+    }
+
+    /// What is stored.
+    pub const fn stored(&self) -> Option<&Arc<StoredResponse>> {
+        match &self.0 {
+            Lookup::Found(found) => Some(&found.response),
+            Lookup::Missing(_) => None,
+        }
+    }
+
+    /// Why nothing is.
+    pub const fn missing(&self) -> Option<&Missing> {
+        match &self.0 {
+            Lookup::Found(_) => None,
+            Lookup::Missing(missing) => Some(missing),
+        }
+    }
+
+    /// The answer from what is stored.
+    pub fn serve(&self, ask: &Ask, stored: &StoredResponse, detail: Option<Detail>) -> Answer {
+        let now = ask.now();
+        let tier = match &self.0 {
+            Lookup::Found(found) => found.tier,
+            Lookup::Missing(_) => Tier::Memory,
+        };
+        from_stored(ask, stored, now, CacheStatus { outcome: Outcome::Hit { ttl: ttl(stored, now), tier }, detail })
+    }
+
+    /// Fetches and answers from what that brings. The fetch goes on when this request's client leaves.
+    pub async fn fetch(
+        &self,
+        ask: &Arc<Ask>,
+        stored: Option<Arc<StoredResponse>>,
+        why: Why,
+        lease: Option<Lease<News>>,
+    ) -> Answer {
+        let fallback = stored.clone();
+        let report = Fetch::start(Arc::clone(ask), stored, lease).await;
+        let Ok(Report { fetched, status, upstream }) = report else {
+            return stale_or_failed(ask, fallback.as_ref(), why, UpstreamError::Protocol);
+        };
+        let mut answer = match fetched {
+            Fetched::Fill(fill) => received(ask, fill, why).await,
+            Fetched::Stored(stored) => {
+                let revalidated = status == Some(StatusCode::NOT_MODIFIED);
+                let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
+                from_stored(ask, &stored, ask.now(), CacheStatus { outcome, detail: None })
+            }
+            Fetched::Stale(stored) => stale_on_error(ask, &stored),
+            Fetched::Pass(response, reason) => {
+                passed_to(ask, *response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
+            }
+            Fetched::Failed(error) => stale_or_failed(ask, fallback.as_ref(), why, error),
+        };
+        answer.upstream = Some(upstream);
+        answer.cache_status.detail = answer.cache_status.detail.or_else(|| self.detail());
+        answer
+    }
+
+    fn detail(&self) -> Option<Detail> {
+        match self.missing()? {
+            Missing::Key | Missing::Variant(_) => None,
+            Missing::Purged => Some(Detail::Purged),
+            Missing::Uncacheable => Some(Detail::Uncacheable),
+            Missing::Unavailable => Some(Detail::RedisUnavailable),
+            Missing::Corrupt => Some(Detail::CorruptRecord),
+        }
+    }
+}
+
+impl From<Use> for Option<Detail> {
+    fn from(usage: Use) -> Self {
+        match usage {
+            Use::Fresh => None,
+            Use::Stale => Some(Detail::MaxStale),
+        }
+    }
+}
+
+/// The answer that reads along with another request's fetch.
+pub fn stream(fill: Arc<Fill>, why: Why) -> Answer {
+    let outcome =
+        Outcome::Forward { why, fwd_status: Some(fill.head.status), stored: true, collapsed: true, revalidated: false };
+    let content = Content::Fill(FillReader::follower(Arc::clone(&fill)));
+    streamed(&fill, content, CacheStatus { outcome, detail: None })
+}
+
+/// The upstream failed: what is stored, where that may be used now, else the error.
+pub fn stale_or_failed(ask: &Ask, stored: Option<&Arc<StoredResponse>>, why: Why, error: UpstreamError) -> Answer {
+    match stored.filter(|stored| usable_on_error(&ask.parts, stored, ask.now())) {
+        Some(stored) => stale_on_error(ask, stored),
+        None => Answer::failed(error, forwarded(why, None, false)),
+    }
+}
+
+/// An answer that the upstream gave and that is not stored.
+pub fn passed(response: Response<ResponseBody>, outcome: Outcome, detail: Option<Detail>) -> Answer {
+    let (mut parts, body) = response.into_parts();
+    hop_by_hop::remove(&mut parts.headers);
+    let head = Response::from_parts(parts, ());
+    Answer {
+        head,
+        content: Content::Upstream(Box::new(body)),
+        cache_status: CacheStatus { outcome, detail },
+        upstream: None,
+    }
+}
+
+/// The same where the client's own condition was kept back: it may make a 304 of it.
+fn passed_to(ask: &Ask, response: Response<ResponseBody>, outcome: Outcome, detail: Option<Detail>) -> Answer {
+    let (mut parts, body) = response.into_parts();
+    match reply::not_modified(&ask.parts, &parts, ask.now()) {
+        Some(mut head) => {
+            hop_by_hop::remove(head.headers_mut());
+            Answer { head, content: Content::Empty, cache_status: CacheStatus { outcome, detail }, upstream: None }
+        }
+        None => {
+            parts.extensions.clear();
+            passed(Response::from_parts(parts, body), outcome, detail)
+        }
+    }
+}
+
+/// The outcome of a request that the upstream answered.
+pub const fn forwarded(why: Why, fwd_status: Option<StatusCode>, stored: bool) -> Outcome {
+    Outcome::Forward { why, fwd_status, stored, collapsed: false, revalidated: false }
+}
+
+/// The leader's own answer: streamed, or taken from the whole where the request asks for less than it.
+async fn received(ask: &Ask, fill: Arc<Fill>, why: Why) -> Answer {
+    let cache_status = CacheStatus { outcome: forwarded(why, Some(fill.head.status), true), detail: None };
+    let fields = &ask.parts.headers;
+    let asks_for_less = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| fields.contains_key(name));
+    if asks_for_less && let Some(stored) = fill.stored().await {
+        return from_stored(ask, &stored, ask.now(), cache_status);
+    }
+    let content = Content::Fill(FillReader::leader(Arc::clone(&fill)));
+    streamed(&fill, content, cache_status)
+}
+
+fn streamed(fill: &Fill, content: Content, cache_status: CacheStatus) -> Answer {
+    let mut head = Response::new(());
+    *head.status_mut() = fill.head.status;
+    head.headers_mut().clone_from(&fill.head.fields);
+    // What came aged goes on aged (RFC 9111 §5.1).
+    if fill.head.freshness.initial_age >= Duration::from_secs(1) {
+        head.headers_mut().insert(AGE, fill.head.freshness.initial_age.as_secs().into());
+    }
+    Answer { head, content, cache_status, upstream: None }
+}
+
+fn stale_on_error(ask: &Ask, stored: &StoredResponse) -> Answer {
+    let now = ask.now();
+    let outcome = Outcome::StaleOnError { ttl: ttl(stored, now) };
+    from_stored(ask, stored, now, CacheStatus { outcome, detail: Some(Detail::StaleIfError) })
+}
+
+fn from_stored(ask: &Ask, stored: &StoredResponse, now: Timestamp, cache_status: CacheStatus) -> Answer {
+    let (head, body) = reply::from_stored(&ask.parts, stored, now);
+    Answer { head, content: body.into(), cache_status, upstream: None }
+}
+
+/// Seconds of freshness left, negative when stale (RFC 9211 §2.4).
+fn ttl(stored: &StoredResponse, now: Timestamp) -> i64 {
+    let left = i64::try_from(stored.fresh_for(now).as_secs()).unwrap_or(i64::MAX);
+    if left > 0 { left } else { -i64::try_from(stored.stale_for(now).as_secs()).unwrap_or(i64::MAX) }
+}

@@ -1,0 +1,118 @@
+//! Sharing one fetch among the requests for a key: lead, follow, or go alone.
+
+use std::sync::Arc;
+
+use http::Method;
+use http::header::RANGE;
+use tokio::time::Instant;
+
+use super::ask::Ask;
+use super::fetch::Fetch;
+use super::fill::{Fill, News};
+use super::serve::LookedUp;
+use crate::collapse::{Follower, Lease, Turn, Wait};
+use crate::fields::vary::SelectingFields;
+use crate::key::CacheKey;
+use crate::policy::reuse::{Decision, Why, decide};
+use crate::store::Missing;
+use crate::stored::StoredResponse;
+use crate::upstream::UpstreamError;
+
+/// How often a request waits behind others before it fetches for itself: once for the key, once for the variant that
+/// the first wait made known, and once more for a response that was purged or replaced meanwhile.
+const WAITS_MAX: u32 = 3;
+
+/// One request's part in sharing.
+pub struct Share {
+    key: CacheKey,
+    deadline: Instant,
+    waits: u32,
+}
+
+/// What a request does next.
+pub enum Step {
+    /// Fetch: as the leader with its lease, or alone.
+    Fetch(Option<Lease<News>>),
+    /// Ask the store again.
+    Again,
+    /// Read along with the leader.
+    Stream(Arc<Fill>),
+    /// The leader's fetch failed, and so would this one.
+    Failed(UpstreamError),
+}
+
+impl Share {
+    /// One deadline bounds all its waiting.
+    pub fn new(ask: &Ask) -> Self {
+        Self { key: ask.address.key, deadline: Instant::now() + ask.caching().collapse_wait, waits: 0 }
+    }
+
+    /// Leads, follows, or goes alone.
+    pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
+        let is_uncacheable = matches!(looked_up.missing(), Some(Missing::Uncacheable));
+        if is_uncacheable || !ask.caching().collapse || !is_shareable(ask) || self.waits >= WAITS_MAX {
+            return Step::Fetch(None);
+        }
+        self.select(ask, stored, looked_up);
+        match ask.proxy.shared.inflight.join(self.key) {
+            Turn::Lead(lease) => Step::Fetch(Some(lease)),
+            Turn::Follow(follower) => self.follow(ask, follower).await,
+        }
+    }
+
+    /// Narrows the key to the variant, where the selecting fields are known.
+    fn select(&mut self, ask: &Ask, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) {
+        if let Some(Missing::Variant(names)) = looked_up.missing() {
+            self.key = ask.address.variant(&ask.parts.headers, names).key;
+        } else if let Some(stored) = stored {
+            self.key = variant_key(ask, stored);
+        }
+    }
+
+    async fn follow(&mut self, ask: &Arc<Ask>, mut follower: Follower<News>) -> Step {
+        self.waits += 1;
+        match follower.wait(self.deadline).await {
+            Wait::News(News::Streaming(fill)) => self.read_along(ask, fill),
+            Wait::News(News::Failed(error)) => Step::Failed(error),
+            Wait::News(News::NotShared) | Wait::TimedOut => Step::Fetch(None),
+            Wait::Freed => Step::Again,
+        }
+    }
+
+    /// A follower decides again with its own request: the leader's response may be another variant, not fresh enough
+    /// for it, or purged meanwhile.
+    fn read_along(&mut self, ask: &Ask, fill: Arc<Fill>) -> Step {
+        let own = variant_key(ask, &fill.head);
+        if fill.variant != own {
+            self.key = own;
+            return Step::Again;
+        }
+        let head = Some(Arc::clone(&fill.head));
+        let decision = decide(&ask.parts, head, false, Why::UriMiss, &ask.caching().rules, ask.now());
+        let is_purged = ask.proxy.shared.store.is_purged(&fill.head.provenance, &ask.tags());
+        if matches!(decision, Decision::Serve(..)) && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
+    }
+}
+
+/// Validates in the background, unless that is being done. A request for a part or a head leaves it to one for the whole.
+pub fn revalidate(ask: &Arc<Ask>, stored: &Arc<StoredResponse>) {
+    if !is_shareable(ask) {
+        return;
+    }
+    if let Turn::Lead(lease) = ask.proxy.shared.inflight.join(variant_key(ask, stored)) {
+        drop(Fetch::start(Arc::clone(ask), Some(Arc::clone(stored)), Some(lease)));
+    }
+}
+
+/// The key of the variant of `stored` that the request selects.
+pub fn variant_key(ask: &Ask, stored: &StoredResponse) -> CacheKey {
+    match &stored.selecting {
+        SelectingFields::Names(names) if !names.is_empty() => ask.address.variant(&ask.parts.headers, names).key,
+        SelectingFields::Names(_) | SelectingFields::Any => ask.address.key,
+    }
+}
+
+/// A part, or a head without content, answers few of those who wait.
+fn is_shareable(ask: &Ask) -> bool {
+    ask.parts.method != Method::HEAD && !ask.parts.headers.contains_key(RANGE)
+}

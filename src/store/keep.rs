@@ -1,0 +1,90 @@
+//! Keeps and removes responses in both tiers, with the marker of a key whose responses vary.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http::HeaderName;
+
+use super::redis::Waiting;
+use super::slot::{Held, Marker, Slot};
+use super::{MARKER_LOCKS, Put, PutLimits, Query, Store, WorkerId};
+use crate::clock::Timestamp;
+use crate::key::{Address, CacheKey};
+use crate::stored::StoredResponse;
+
+impl Store {
+    /// Stores a response under its variant's address, then the marker that leads to it.
+    pub(super) fn put_variant(
+        &self,
+        worker: WorkerId,
+        query: &Query<'_>,
+        names: &[HeaderName],
+        response: &Arc<StoredResponse>,
+        limits: PutLimits,
+    ) -> Put {
+        let base = query.address;
+        let _change = self.marker_lock(&base.key);
+        let known = match self.slot(base, query.now) {
+            Some(Slot::Marker(marker)) => marker,
+            Some(Slot::Response(_)) | None => Arc::new(Marker::new(base, Arc::default())),
+        };
+        let names = known.names_with(names, query.vary_ignore);
+        let variant = base.variant(query.request, &names);
+        let Some(variants) = self.variants_with(&known, &names, variant.key, query.now, limits) else {
+            return Put::TooManyVariants;
+        };
+        let slot = Slot::Response(Arc::new(Held::new(&variant, Arc::clone(response))));
+        let useless_after = slot.useless_after();
+        if self.keep(worker, base, variant.key, slot) == Put::NoRoom {
+            return Put::NoRoom;
+        }
+        let mut marker = Marker { material: Bytes::copy_from_slice(&base.material), names, variants };
+        marker.variants.insert(variant.key, useless_after);
+        self.keep(worker, base, base.key, Slot::Marker(Arc::new(marker)))
+    }
+
+    /// Puts a value into both tiers, where each takes it.
+    pub(super) fn keep(&self, worker: WorkerId, base: &Address, key: CacheKey, slot: Slot) -> Put {
+        let in_memory = self.memory.put(key, slot.clone());
+        let in_redis = self
+            .redis
+            .as_ref()
+            .is_some_and(|redis| redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot)));
+        if in_memory || in_redis { Put::Stored } else { Put::NoRoom }
+    }
+
+    /// Forgets a key in both tiers.
+    pub(super) fn remove_key(&self, worker: WorkerId, base: &Address, key: CacheKey) {
+        if let Some(redis) = &self.redis {
+            redis.change(worker, base.key, key, Waiting::Unlink);
+        }
+        self.memory.remove(&key);
+    }
+
+    /// Guards the change of a key's marker.
+    pub(super) fn marker_lock(&self, base: &CacheKey) -> MutexGuard<'_, ()> {
+        let lock = usize::from(base.as_bytes()[0]) % MARKER_LOCKS;
+        self.markers[lock].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The known variants that still count beside `key`; none when there are too many for one more.
+    fn variants_with(
+        &self,
+        known: &Marker,
+        names: &[HeaderName],
+        key: CacheKey,
+        now: Timestamp,
+        limits: PutLimits,
+    ) -> Option<BTreeMap<CacheKey, Timestamp>> {
+        // Selected by other fields, they are found no more.
+        let mut variants = if *known.names == *names { known.variants.clone() } else { BTreeMap::new() };
+        variants.retain(|_, useless_after| now <= *useless_after);
+        let is_full = |variants: &BTreeMap<_, _>| !variants.contains_key(&key) && variants.len() >= limits.max_variants;
+        // What memory evicted is gone, unless Redis has it.
+        if is_full(&variants) && self.redis.is_none() {
+            variants.retain(|key, _| self.memory.get(key).is_some());
+        }
+        if is_full(&variants) { None } else { Some(variants) }
+    }
+}

@@ -1,0 +1,275 @@
+//! A lane: one fred client, its connection supervised, its commands bounded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use fred::clients::{Client, WithOptions};
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface};
+use fred::types::config::{
+    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig, TlsConnector, UnresponsiveConfig,
+};
+use fred::types::{Builder, ConnectHandle, RespVersion};
+use socket2::TcpKeepalive;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsConnector as RustlsConnector;
+
+use super::breaker::Breaker;
+use super::errors::force_reconnection;
+use super::writes::Queue;
+use super::{RedisConfig, RedisTier};
+
+/// The bound on a lane's commands in flight: fred's own bound wedges the client once it is reached.
+const IN_FLIGHT_MAX: usize = 512;
+/// How often an open breaker is probed.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the first connection is looked for.
+const CONNECTED_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a breaker stays open until a fresh client is tried: the old one may be stuck in a write.
+const REBUILD_AFTER: Duration = Duration::from_secs(10);
+/// Between the silent end of a connection's task and the next.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// The bound on connecting, and on what fred asks by itself.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// After this a socket that takes no more bytes is given up.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One client and what guards it.
+pub(super) struct Lane {
+    client: ArcSwapOption<Client>,
+    attached: AtomicBool,
+    /// Whether its client has been connected once. Before, commands would only fail and open the breaker.
+    connected: watch::Sender<bool>,
+    pub(super) permits: Semaphore,
+    pub(super) breaker: Breaker,
+    pub(super) queue: Queue,
+}
+
+impl Lane {
+    pub(super) fn new() -> Self {
+        Self {
+            client: ArcSwapOption::empty(),
+            attached: AtomicBool::new(false),
+            connected: watch::Sender::new(false),
+            permits: Semaphore::new(IN_FLIGHT_MAX),
+            breaker: Breaker::new(),
+            queue: Queue::new(),
+        }
+    }
+
+    /// Whether the caller is the first to attach it.
+    pub(super) fn attach_once(&self) -> bool {
+        !self.attached.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
+    }
+
+    /// Whether commands may be tried.
+    pub(super) fn is_usable(&self) -> bool {
+        self.breaker.is_closed() && self.is_connected()
+    }
+
+    /// Whether it has been connected once.
+    pub(super) fn is_connected(&self) -> bool {
+        *self.connected.borrow()
+    }
+
+    /// Waits for the first connection.
+    pub(super) async fn connected(&self) {
+        // An error means that the lane is gone, which it is not while it is borrowed.
+        let _ = self.connected.subscribe().wait_for(|connected| *connected).await;
+    }
+
+    pub(super) fn client(&self) -> Option<Arc<Client>> {
+        self.client.load_full()
+    }
+
+    /// The client for one read within `timeout`; none before the lane is attached.
+    pub(super) fn reading(&self, timeout: Duration) -> Option<WithOptions<Client>> {
+        let options = Options { timeout: Some(timeout), fail_fast: true, ..Options::default() };
+        self.client.load().as_ref().map(|client| client.with_options(&options))
+    }
+
+    /// The client for one write within `timeout`. Tried once: a repeated write could undo a later one.
+    pub(super) fn writing(&self, timeout: Duration) -> Option<WithOptions<Client>> {
+        let options = Options { timeout: Some(timeout), fail_fast: true, max_attempts: Some(1), ..Options::default() };
+        self.client.load().as_ref().map(|client| client.with_options(&options))
+    }
+}
+
+/// A client and the task that drives its connection.
+struct Connection {
+    client: Client,
+    task: ConnectHandle,
+}
+
+impl Connection {
+    fn open(builder: &Builder) -> Result<Self, Error> {
+        let client = builder.build()?;
+        let task = client.connect();
+        Ok(Self { client, task })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Keeps a lane connected for as long as the runtime lives: revives the connection's task when it ends, probes an
+/// open breaker, and replaces a client that stays stuck while a fresh one is answered.
+pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Builder) {
+    let lane = &tier.lanes[index];
+    let mut connection = match Connection::open(&builder) {
+        Ok(connection) => connection,
+        Err(error) => return tier.reports.down(error.details()),
+    };
+    lane.client.store(Some(Arc::new(connection.client.clone())));
+    let mut errors = connection.client.error_rx();
+    let mut open_since = None;
+    let mut is_new = true;
+    loop {
+        tokio::select! {
+            _ended = &mut connection.task => {
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+                connection.task = connection.client.connect();
+            }
+            error = errors.recv() => match error {
+                // The control lane speaks for all of them.
+                Ok((error, _)) if index == tier.control() => tier.reports.error(&error),
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => errors = connection.client.error_rx(),
+            },
+            () = tokio::time::sleep(if is_new { CONNECTED_INTERVAL } else { PROBE_INTERVAL }) => {}
+        }
+        if is_new && connection.client.is_connected() {
+            is_new = false;
+            lane.connected.send_replace(true);
+        }
+        if lane.breaker.is_closed() {
+            open_since = None;
+            continue;
+        }
+        let since = *open_since.get_or_insert_with(|| {
+            tier.tasks.spawn(force_reconnection(Arc::new(connection.client.clone())));
+            Instant::now()
+        });
+        if probe(&tier, index).await {
+            continue;
+        }
+        if since.elapsed() >= REBUILD_AFTER {
+            open_since = Some(Instant::now());
+            if let Some(fresh) = answering(&builder, tier.config.timeout).await {
+                lane.client.store(Some(Arc::new(fresh.client.clone())));
+                errors = fresh.client.error_rx();
+                connection = fresh;
+            }
+        }
+    }
+}
+
+/// One PING while the breaker is open; whether it was answered in time.
+async fn probe(tier: &RedisTier, index: usize) -> bool {
+    let lane = &tier.lanes[index];
+    if !lane.breaker.begin_probe() {
+        return false;
+    }
+    let answered = match lane.reading(tier.config.timeout) {
+        Some(client) => client.ping::<()>(None).await.is_ok(),
+        None => false,
+    };
+    lane.breaker.end_probe(answered);
+    if answered {
+        tier.breaker_closed();
+    }
+    answered
+}
+
+/// A fresh connection, if it is answered.
+async fn answering(builder: &Builder, timeout: Duration) -> Option<Connection> {
+    let connection = Connection::open(builder).ok()?;
+    let options = Options { timeout: Some(CONNECT_TIMEOUT.max(timeout)), ..Options::default() };
+    connection.client.with_options(&options).ping::<()>(None).await.ok()?;
+    Some(connection)
+}
+
+/// Builds clients with every setting that fred needs to behave: without a reconnection policy and a command timeout
+/// commands hang for ever, and its own bound on the queue wedges the client.
+pub(super) fn builder(config: &RedisConfig) -> Result<Builder, Error> {
+    let mut builder = Builder::from_config(server(config)?);
+    builder.set_policy(ReconnectPolicy::new_exponential(0, 20, 500, 2));
+    builder.set_performance_config(PerformanceConfig {
+        default_command_timeout: config.timeout,
+        broadcast_channel_capacity: 4096,
+        ..PerformanceConfig::default()
+    });
+    builder.set_connection_config(ConnectionConfig {
+        connection_timeout: CONNECT_TIMEOUT,
+        internal_command_timeout: CONNECT_TIMEOUT,
+        max_command_attempts: 3,
+        // Below the attempts: a cluster's ASK would otherwise end the router.
+        max_redirections: 2,
+        max_command_buffer_len: 0,
+        unresponsive: UnresponsiveConfig { max_timeout: Some(CONNECT_TIMEOUT), interval: PROBE_INTERVAL },
+        reconnect_on_auth_error: true,
+        tcp: tcp(),
+        ..ConnectionConfig::default()
+    });
+    Ok(builder)
+}
+
+fn tcp() -> TcpConfig {
+    TcpConfig {
+        nodelay: Some(true),
+        keepalive: Some(TcpKeepalive::new().with_time(Duration::from_secs(10))),
+        #[cfg(target_os = "linux")]
+        user_timeout: Some(SOCKET_TIMEOUT),
+        ..TcpConfig::default()
+    }
+}
+
+/// The server, credentials and TLS of a configuration.
+fn server(config: &RedisConfig) -> Result<Config, Error> {
+    let (scheme, rest) = config
+        .url
+        .split_once("://")
+        .ok_or_else(|| Error::new(ErrorKind::Url, "no scheme; expected redis://, rediss:// or redis+unix://"))?;
+    // fred's own TLS set-up for rediss:// depends on a process-wide choice of cryptography; ours does not.
+    let (scheme, secure) = match scheme {
+        "redis" | "valkey" => ("redis", false),
+        "rediss" | "valkeys" => ("redis", true),
+        "redis+unix" | "valkey+unix" => ("redis+unix", false),
+        other => return Err(Error::new(ErrorKind::Url, format!("the scheme {other:?} is not supported"))),
+    };
+    let mut server = Config::from_url(&format!("{scheme}://{rest}"))?;
+    server.version = RespVersion::RESP3;
+    server.fail_fast = false;
+    if !config.username.is_empty() {
+        server.username = Some(config.username.clone());
+    }
+    if let Some(password) = &config.password {
+        server.password = Some(password.clone());
+    }
+    if secure {
+        let tls = config.tls.clone().map_or_else(native_tls, Ok)?;
+        server.tls = Some(TlsConnector::Rustls(RustlsConnector::from(tls)).into());
+    }
+    Ok(server)
+}
+
+/// TLS that trusts the system's certificate authorities.
+fn native_tls() -> Result<Arc<rustls::ClientConfig>, Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(ErrorKind::Tls, error.to_string()))?;
+    Ok(Arc::new(versions.with_root_certificates(roots).with_no_client_auth()))
+}

@@ -1,0 +1,167 @@
+//! What waits to be written to Redis, readable until Redis has acknowledged it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::key::CacheKey;
+use crate::store::slot::Slot;
+
+const SHARDS: usize = 16;
+
+/// One change that waits.
+#[derive(Clone, Debug)]
+pub(crate) enum Waiting {
+    /// To be stored.
+    Store(Slot),
+    /// To be deleted: until then the key counts as empty, whatever Redis holds.
+    Unlink,
+}
+
+/// The latest change of each key. A key in here is the duty of exactly one lane's queue.
+pub(super) struct Pending {
+    /// Each guards the changes of its keys; never held across an await.
+    shards: [Mutex<HashMap<CacheKey, Change>>; SHARDS],
+    count: AtomicUsize,
+    emptied: Notify,
+}
+
+struct Change {
+    waiting: Waiting,
+    base: CacheKey,
+    lane: usize,
+    /// Tells a change from a later one of the same key.
+    version: u64,
+}
+
+/// A change taken up to be written.
+pub(super) struct Taken {
+    pub(super) waiting: Waiting,
+    pub(super) base: CacheKey,
+    version: u64,
+}
+
+/// What a change put before another left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    /// The key is new here: the lane is to queue it.
+    New,
+    /// The key was waiting on this lane already, with this many bytes, and is written once.
+    Replaced(usize, usize),
+}
+
+impl Pending {
+    pub(super) fn new() -> Self {
+        Self { shards: Default::default(), count: AtomicUsize::new(0), emptied: Notify::new() }
+    }
+
+    /// The change of a key that waits.
+    pub(super) fn get(&self, key: &CacheKey) -> Option<Waiting> {
+        // Most of the time nothing waits, and no lock is taken.
+        if self.count() == 0 {
+            return None;
+        }
+        self.shard(key).get(key).map(|change| change.waiting.clone())
+    }
+
+    /// Puts a change in place of any before it.
+    pub(super) fn put(&self, key: CacheKey, base: CacheKey, lane: usize, waiting: Waiting) -> Added {
+        match self.shard(&key).entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Change { waiting, base, lane, version: 0 });
+                self.count.fetch_add(1, Ordering::AcqRel);
+                Added::New
+            }
+            Entry::Occupied(mut occupied) => {
+                let change = occupied.get_mut();
+                let before = change.waiting.bytes();
+                change.waiting = waiting;
+                change.version += 1;
+                Added::Replaced(change.lane, before)
+            }
+        }
+    }
+
+    /// The change of a key, to be written now.
+    pub(super) fn take_up(&self, key: &CacheKey) -> Option<Taken> {
+        let shard = self.shard(key);
+        let change = shard.get(key)?;
+        Some(Taken { waiting: change.waiting.clone(), base: change.base, version: change.version })
+    }
+
+    /// A change was written, or given up: whether nothing newer waits for its key. If so the key is no one's duty.
+    pub(super) fn settle(&self, key: &CacheKey, taken: &Taken) -> bool {
+        let mut shard = self.shard(key);
+        if shard.get(key).is_some_and(|change| change.version != taken.version) {
+            return false;
+        }
+        if shard.remove(key).is_some() && self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.emptied.notify_waiters();
+        }
+        true
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Waits until nothing waits.
+    pub(super) async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.count() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Change>> {
+        let shard = usize::from(key.as_bytes()[0]) % SHARDS;
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// What it keeps in memory.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Store(slot) => usize::try_from(slot.weight()).unwrap_or(usize::MAX),
+            Self::Unlink => size_of::<Change>(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: CacheKey = CacheKey::from_bytes([1; 32]);
+
+    #[test]
+    fn a_key_is_one_duty_however_often_it_changes() {
+        let pending = Pending::new();
+        assert!(pending.get(&KEY).is_none());
+        assert_eq!(pending.put(KEY, KEY, 3, Waiting::Unlink), Added::New);
+        let taken = pending.take_up(&KEY).unwrap();
+        assert_eq!(pending.put(KEY, KEY, 4, Waiting::Unlink), Added::Replaced(3, Waiting::Unlink.bytes()));
+        assert!(!pending.settle(&KEY, &taken), "a newer change waits");
+        assert!(matches!(pending.get(&KEY), Some(Waiting::Unlink)));
+        let taken = pending.take_up(&KEY).unwrap();
+        assert!(pending.settle(&KEY, &taken));
+        assert_eq!((pending.count(), pending.get(&KEY).is_none()), (0, true));
+    }
+
+    #[tokio::test]
+    async fn waiting_for_empty_ends_with_the_last_change() {
+        let pending = Pending::new();
+        pending.empty().await;
+        pending.put(KEY, KEY, 0, Waiting::Unlink);
+        let taken = pending.take_up(&KEY).unwrap();
+        let (settled, ()) = tokio::join!(async { pending.settle(&KEY, &taken) }, pending.empty());
+        assert!(settled);
+    }
+}

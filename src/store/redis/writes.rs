@@ -1,0 +1,220 @@
+//! Writes to Redis, behind the response: bounded, tried once, dropped and counted where that fails.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::KeysInterface;
+use fred::types::Expiration;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::pending::{Added, Taken, Waiting};
+use super::{RedisTier, WorkerId};
+use crate::clock::Timestamp;
+use crate::key::CacheKey;
+use crate::store::codec::{self, Detached};
+use crate::store::slot::{Held, Slot};
+
+/// The bound on a lane's waiting writes.
+const WRITES_MAX: usize = 4096;
+/// The bound on the bytes they keep in memory.
+const BYTES_MAX: usize = 32 << 20;
+/// The bound on a lane's writes under way.
+const AT_ONCE_MAX: usize = 32;
+/// A body over this is a string of its own.
+pub(super) const INLINE_MAX: usize = 1 << 20;
+/// What a write is given where `timeout` is less: nobody waits for it.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+/// What a string of its own is given, and for each 10 MiB as much again.
+const BULK_TIMEOUT: Duration = Duration::from_secs(1);
+const BULK_BYTES_PER_SECOND: u64 = 10 << 20;
+
+/// The keys that a lane is to write, in order.
+pub(super) struct Queue {
+    sender: mpsc::UnboundedSender<CacheKey>,
+    /// Guards the hand-over to the task that works it off.
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<CacheKey>>>,
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Queue {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let receiver = Mutex::new(Some(receiver));
+        Self { sender, receiver, count: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
+    }
+
+    /// Whether there is room for as many bytes more. Deletions only count: they free more than they take.
+    fn has_room(&self, waiting: &Waiting) -> bool {
+        let count = self.count.load(Ordering::Relaxed);
+        match waiting {
+            Waiting::Store(_) => {
+                count < WRITES_MAX && self.bytes.load(Ordering::Relaxed).saturating_add(waiting.bytes()) <= BYTES_MAX
+            }
+            Waiting::Unlink => count < 2 * WRITES_MAX,
+        }
+    }
+}
+
+/// Works off a lane's queue for as long as the runtime lives, once the epoch is known.
+pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
+    let taken = tier.lanes[lane].queue.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(mut keys) = taken else { return };
+    let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    let mut synced = tier.synced.subscribe();
+    if synced.wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    tier.lanes[lane].connected().await;
+    while let Some(key) = keys.recv().await {
+        let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
+        let writer = Arc::clone(&tier);
+        tier.tasks.spawn(async move {
+            writer.discharge(lane, &key).await;
+            drop(permit);
+        });
+    }
+}
+
+impl RedisTier {
+    /// The change of a key that waits to be written.
+    pub(in crate::store) fn waiting(&self, key: &CacheKey) -> Option<Waiting> {
+        self.pending.get(key)
+    }
+
+    /// Whether the tier takes it.
+    pub(in crate::store) fn admits(&self, slot: &Slot) -> bool {
+        match slot {
+            Slot::Response(held) => held.response.body.len() as u64 <= self.config.max_object,
+            Slot::Marker(_) => true,
+        }
+    }
+
+    /// Queues a change; false: there is no room, and Redis keeps what it has.
+    pub(in crate::store) fn change(&self, worker: WorkerId, base: CacheKey, key: CacheKey, waiting: Waiting) -> bool {
+        let lane = if worker.0 < self.control() { worker.0 } else { 0 };
+        if !self.lanes[lane].queue.has_room(&waiting) {
+            self.reports.drop_write();
+            // What waits for the key is outdated all the same.
+            if self.pending.get(&key).is_none() || matches!(waiting, Waiting::Unlink) {
+                return false;
+            }
+            self.enqueue(lane, base, key, Waiting::Unlink);
+            return false;
+        }
+        self.enqueue(lane, base, key, waiting);
+        true
+    }
+
+    /// Waits until nothing waits, at most `within`.
+    pub(in crate::store) async fn flush(&self, within: Duration) {
+        let _ = tokio::time::timeout(within, self.pending.empty()).await;
+    }
+
+    fn enqueue(&self, lane: usize, base: CacheKey, key: CacheKey, waiting: Waiting) {
+        let bytes = waiting.bytes();
+        let queue = &self.lanes[lane].queue;
+        match self.pending.put(key, base, lane, waiting) {
+            Added::New => {
+                queue.count.fetch_add(1, Ordering::Relaxed);
+                queue.bytes.fetch_add(bytes, Ordering::Relaxed);
+                // The receiver lives as long as the lane, or the process is ending.
+                let _ = queue.sender.send(key);
+            }
+            Added::Replaced(owner, before) => {
+                let owner = &self.lanes[owner].queue;
+                owner.bytes.fetch_add(bytes, Ordering::Relaxed);
+                owner.bytes.fetch_sub(before, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes the changes of a key until none is left.
+    async fn discharge(&self, lane: usize, key: &CacheKey) {
+        let queue = &self.lanes[lane].queue;
+        while let Some(taken) = self.pending.take_up(key) {
+            if !self.write(lane, key, &taken).await {
+                self.reports.drop_write();
+            }
+            if self.pending.settle(key, &taken) {
+                queue.count.fetch_sub(1, Ordering::Relaxed);
+                queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// Whether Redis acknowledged it.
+    async fn write(&self, lane: usize, key: &CacheKey, taken: &Taken) -> bool {
+        if !self.lanes[lane].is_usable() || self.reports.writes_are_paused() {
+            return false;
+        }
+        let outcome = match &taken.waiting {
+            Waiting::Unlink => self.unlink(lane, self.record_key(&taken.base, key)).await,
+            Waiting::Store(slot) => self.store(lane, &taken.base, key, slot).await,
+        };
+        match outcome {
+            Ok(()) => {
+                self.succeeded(lane);
+                true
+            }
+            Err(error) => {
+                self.failed(lane, &error);
+                false
+            }
+        }
+    }
+
+    async fn unlink(&self, lane: usize, key: String) -> Result<(), Error> {
+        let client = self.lanes[lane].writing(self.write_timeout()).ok_or_else(not_connected)?;
+        client.unlink(key).await
+    }
+
+    async fn store(&self, lane: usize, base: &CacheKey, key: &CacheKey, slot: &Slot) -> Result<(), Error> {
+        let record = match slot {
+            Slot::Marker(marker) => codec::encode_marker(marker),
+            Slot::Response(held) if held.response.body.len() > INLINE_MAX => self.store_body(base, held).await?,
+            Slot::Response(held) => codec::encode_response(held, self.ledger.synced().1, None),
+        };
+        let key = self.record_key(base, key);
+        let client = self.lanes[lane].writing(self.write_timeout()).ok_or_else(not_connected)?;
+        client.set(key, Bytes::from(record), Some(expiration(slot.useless_after())), None, false).await
+    }
+
+    /// Writes a large body as a string of its own, and returns the record that names it.
+    async fn store_body(&self, base: &CacheKey, held: &Arc<Held>) -> Result<Vec<u8>, Error> {
+        let body = held.response.body.clone();
+        let hashed = body.clone();
+        let detached = tokio::task::spawn_blocking(move || Detached::of(&hashed)).await?;
+        let key = self.body_key(base, &detached.digest);
+        let client = self.lanes[self.bulk()].writing(bulk_timeout(detached.length)).ok_or_else(not_connected)?;
+        let expires = expiration(held.response.useless_after());
+        // Its failures are the bulk lane's: they open no breaker.
+        if let Err(error) = client.set::<(), _, _>(key, body, Some(expires), None, false).await {
+            self.failed(self.bulk(), &error);
+            return Err(Error::new(ErrorKind::Unknown, "the body could not be written"));
+        }
+        Ok(codec::encode_response(held, self.ledger.synced().1, Some(&detached)))
+    }
+
+    fn write_timeout(&self) -> Duration {
+        self.config.timeout.max(WRITE_TIMEOUT)
+    }
+}
+
+/// What a command on a string of `length` bytes is given.
+pub(super) fn bulk_timeout(length: u64) -> Duration {
+    BULK_TIMEOUT + Duration::from_millis(length.saturating_mul(1000) / BULK_BYTES_PER_SECOND)
+}
+
+pub(super) fn not_connected() -> Error {
+    Error::new(ErrorKind::Canceled, "not connected")
+}
+
+/// Absolute, so that a write that Redis applies late does not live longer for it.
+fn expiration(useless_after: Timestamp) -> Expiration {
+    Expiration::PXAT(i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1))
+}

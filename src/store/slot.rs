@@ -1,0 +1,168 @@
+//! What is held under one key: a stored response, or the marker of a key whose responses vary.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::clock::Timestamp;
+use crate::key::{Address, CacheKey};
+use crate::stored::StoredResponse;
+
+/// The bound on a marker's selecting fields. Above it the newest response's own fields replace the union.
+const NAMES_MAX: usize = 16;
+/// What a held value costs beside its content: the map's slot and key, the policy's lists, and the two `Arc`s.
+const SLOT_BYTES: u64 = 160;
+/// What the allocator adds to an allocation.
+const ALLOCATION_BYTES: u64 = 16;
+/// One field in a `HeaderMap`: name, value, hash and links.
+const FIELD_BYTES: u64 = 104;
+
+/// What is held under a key. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Slot {
+    /// A stored response.
+    Response(Arc<Held>),
+    /// The key's responses vary: they are held under their variants' keys.
+    Marker(Arc<Marker>),
+}
+
+/// A stored response with what a lookup compares.
+#[derive(Debug)]
+pub struct Held {
+    /// The response.
+    pub response: Arc<StoredResponse>,
+    /// The key material it was stored under, owned.
+    pub material: Bytes,
+    /// The ledger's number at which this copy was last found valid.
+    pub checked: AtomicU64,
+    weight: u64,
+}
+
+/// Which request fields select among a key's responses, and which variants are stored.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The base key's material, owned.
+    pub material: Bytes,
+    /// The selecting fields: lower case, sorted, each once.
+    pub names: Arc<[HeaderName]>,
+    /// The variants known and when each is useless, for the bound on their number.
+    pub variants: BTreeMap<CacheKey, Timestamp>,
+}
+
+impl Slot {
+    /// The bytes it takes, all in.
+    pub fn weight(&self) -> u64 {
+        match self {
+            Self::Response(held) => held.weight,
+            Self::Marker(marker) => marker.weight(),
+        }
+    }
+
+    /// The key material it was stored under.
+    pub fn material(&self) -> &Bytes {
+        match self {
+            Self::Response(held) => &held.material,
+            Self::Marker(marker) => &marker.material,
+        }
+    }
+
+    /// When it may be forgotten.
+    pub fn useless_after(&self) -> Timestamp {
+        match self {
+            Self::Response(held) => held.response.useless_after(),
+            Self::Marker(marker) => marker.useless_after(),
+        }
+    }
+
+    /// Whether both are one and the same, not merely equal.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Response(one), Self::Response(other)) => Arc::ptr_eq(one, other),
+            (Self::Marker(one), Self::Marker(other)) => Arc::ptr_eq(one, other),
+            (Self::Response(_), Self::Marker(_)) | (Self::Marker(_), Self::Response(_)) => false,
+        }
+    }
+}
+
+impl Held {
+    /// A response under an address. The response must own its bytes (see [`compacted`]).
+    pub fn new(address: &Address, response: Arc<StoredResponse>) -> Self {
+        let material = Bytes::copy_from_slice(&address.material);
+        let weight = SLOT_BYTES + size_of::<Self>() as u64 + allocated(material.len()) + response_bytes(&response);
+        Self { response, material, checked: AtomicU64::new(0), weight }
+    }
+}
+
+impl Marker {
+    /// The marker of a key without one.
+    pub fn new(base: &Address, names: Arc<[HeaderName]>) -> Self {
+        Self { material: Bytes::copy_from_slice(&base.material), names, variants: BTreeMap::new() }
+    }
+
+    /// This marker's selecting fields together with those of a further response, without the ignored ones.
+    ///
+    /// The union, for it settles: an origin that answers now with `Vary: A` and then with `Vary: A, B` would otherwise
+    /// lose each variant to the next. A response that was selected by more fields than its own is still the right one,
+    /// only found less often.
+    pub fn names_with(&self, further: &[HeaderName], ignored: &[HeaderName]) -> Arc<[HeaderName]> {
+        let counts = |name: &&HeaderName| !ignored.contains(name);
+        let mut names: Vec<HeaderName> = self.names.iter().chain(further).filter(counts).map(owned_name).collect();
+        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        names.dedup();
+        if names.len() > NAMES_MAX { further.iter().map(owned_name).collect() } else { names.into() }
+    }
+
+    /// When its last variant is useless.
+    pub fn useless_after(&self) -> Timestamp {
+        self.variants.values().copied().max().unwrap_or_default()
+    }
+
+    fn weight(&self) -> u64 {
+        let names: u64 = self.names.iter().map(|name| name_bytes(name) + size_of::<HeaderName>() as u64).sum();
+        let variants = self.variants.len() as u64 * (size_of::<(CacheKey, Timestamp)>() as u64 * 2);
+        SLOT_BYTES + size_of::<Self>() as u64 + allocated(self.material.len()) + names + variants
+    }
+}
+
+/// A copy that owns its bytes: a slice of a read buffer would pin the whole buffer. The body is owned already.
+pub fn compacted(response: &StoredResponse) -> StoredResponse {
+    let mut fields = HeaderMap::with_capacity(response.fields.len());
+    for (name, value) in &response.fields {
+        fields.append(owned_name(name), owned_value(value));
+    }
+    StoredResponse { fields, ..response.clone() }
+}
+
+fn owned_name(name: &HeaderName) -> HeaderName {
+    HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone())
+}
+
+fn owned_value(value: &HeaderValue) -> HeaderValue {
+    let mut owned = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    owned.set_sensitive(value.is_sensitive());
+    owned
+}
+
+fn response_bytes(response: &StoredResponse) -> u64 {
+    let fields: u64 =
+        response.fields.iter().map(|(name, value)| name_bytes(name) + allocated(value.len())).sum::<u64>()
+            + response.fields.capacity() as u64 * FIELD_BYTES;
+    let tags: u64 = response.provenance.tags.iter().map(|tag| allocated(tag.len()) + 16).sum();
+    let selecting: u64 = match &response.selecting {
+        crate::fields::vary::SelectingFields::Any => 0,
+        crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
+    };
+    size_of::<StoredResponse>() as u64 + fields + tags + selecting + allocated(response.body.len())
+}
+
+/// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
+fn name_bytes(name: &HeaderName) -> u64 {
+    allocated(name.as_str().len())
+}
+
+const fn allocated(bytes: usize) -> u64 {
+    if bytes == 0 { 0 } else { bytes as u64 + ALLOCATION_BYTES }
+}

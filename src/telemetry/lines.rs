@@ -1,0 +1,275 @@
+//! Log lines: how a request or an event looks as text and as JSON.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::events::Event;
+use super::{Format, Level, RequestRecord, rfc3339};
+use crate::clock::Timestamp;
+
+/// Appends the access log line of a request, newline included.
+pub(super) fn access(out: &mut Vec<u8>, format: Format, record: &RequestRecord) {
+    match format {
+        Format::Text => access_text(out, record),
+        Format::Json => access_json(out, record),
+    }
+    out.push(b'\n');
+}
+
+/// Appends the line of an event, newline included.
+pub(super) fn event(out: &mut Vec<u8>, format: Format, time: Timestamp, event: &Event) {
+    match format {
+        Format::Text => event_text(out, time, event),
+        Format::Json => event_json(out, time, event),
+    }
+    out.push(b'\n');
+}
+
+/// `time client method host target version status bytes duration cache route upstream "cache-status"`; `-` for nothing.
+fn access_text(out: &mut Vec<u8>, record: &RequestRecord) {
+    rfc3339::write(out, record.started);
+    let _ = write!(out, " {} ", record.client);
+    escape(out, record.method.as_str());
+    out.push(b' ');
+    escape(out, or_dash(&record.host));
+    out.push(b' ');
+    escape(out, or_dash(&record.target));
+    let _ = write!(out, " {:?} ", record.version);
+    out.extend_from_slice(record.status.as_str().as_bytes());
+    out.push(b' ');
+    number(out, record.bytes_served);
+    out.push(b' ');
+    millis(out, record.duration);
+    out.extend_from_slice(b"ms ");
+    out.extend_from_slice(record.cache_status.word().as_str().as_bytes());
+    out.push(b' ');
+    escape(out, record.route.as_deref().map_or("-", or_dash));
+    out.push(b' ');
+    match record.upstream {
+        Some(upstream) => {
+            millis(out, upstream);
+            out.extend_from_slice(b"ms");
+        }
+        None => out.push(b'-'),
+    }
+    out.extend_from_slice(b" \"");
+    record.cache_status.write(out);
+    out.push(b'"');
+    if record.aborted {
+        out.extend_from_slice(b" aborted");
+    }
+}
+
+fn access_json(out: &mut Vec<u8>, record: &RequestRecord) {
+    out.extend_from_slice(b"{\"time\":\"");
+    rfc3339::write(out, record.started);
+    let _ = write!(out, "\",\"client\":\"{}\"", record.client);
+    string(out, ",\"method\":\"", record.method.as_str());
+    string(out, ",\"host\":\"", &record.host);
+    string(out, ",\"path\":\"", &record.target);
+    let _ = write!(out, ",\"version\":\"{:?}\",\"status\":{},\"bytes\":", record.version, record.status.as_u16());
+    number(out, record.bytes_served);
+    out.extend_from_slice(b",\"duration_ms\":");
+    millis(out, record.duration);
+    match &record.route {
+        Some(route) => string(out, ",\"route\":\"", route),
+        None => out.extend_from_slice(b",\"route\":null"),
+    }
+    string(out, ",\"cache\":\"", record.cache_status.word().as_str());
+    out.extend_from_slice(b",\"cache_status\":\"");
+    record.cache_status.write(out);
+    out.extend_from_slice(b"\",\"upstream_ms\":");
+    match record.upstream {
+        Some(upstream) => millis(out, upstream),
+        None => out.extend_from_slice(b"null"),
+    }
+    let _ = write!(out, ",\"aborted\":{}}}", record.aborted);
+}
+
+fn event_text(out: &mut Vec<u8>, time: Timestamp, event: &Event) {
+    rfc3339::write(out, time);
+    let _ = write!(out, " {} {}", event.level().as_str(), event.message());
+    for (name, value) in event.fields() {
+        match value {
+            Value::String(text) => string(out, &format!(" {name}=\""), &text),
+            value => {
+                let _ = write!(out, " {name}={value}");
+            }
+        }
+    }
+}
+
+fn event_json(out: &mut Vec<u8>, time: Timestamp, event: &Event) {
+    let mut line = Map::new();
+    line.insert("time".to_owned(), rfc3339::format(time).into());
+    line.insert("level".to_owned(), event.level().as_str().into());
+    line.insert("event".to_owned(), event.name().into());
+    line.insert("message".to_owned(), event.message().into());
+    line.extend(event.fields().into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let _ = write!(out, "{}", Value::Object(line));
+}
+
+impl Level {
+    /// As the log writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+const fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+fn number(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// Milliseconds with three places.
+fn millis(out: &mut Vec<u8>, duration: Duration) {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    number(out, micros / 1000);
+    let digit = |place| b'0' + u8::try_from(micros / place % 10).unwrap_or(0);
+    out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+}
+
+/// `before`, which opens the quotes, then the text escaped, then the closing quote.
+fn string(out: &mut Vec<u8>, before: &str, text: &str) {
+    out.extend_from_slice(before.as_bytes());
+    escape(out, text);
+    out.push(b'"');
+}
+
+/// As a JSON string escapes: what a client sends can neither end a line nor leave its quotes. DEL and the C1 controls
+/// are escaped as well, for a terminal may obey them.
+fn escape(out: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        out.extend_from_slice(text.as_bytes());
+        return;
+    }
+    for char in text.chars() {
+        match char {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            char if char.is_control() => {
+                let _ = write!(out, "\\u{:04x}", u32::from(char));
+            }
+            char => out.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, StatusCode, Version};
+
+    use super::super::cache_status::{CacheStatus, Detail, Outcome};
+    use super::super::metrics::RouteCounters;
+    use super::*;
+    use crate::store::Tier;
+
+    fn record() -> RequestRecord {
+        RequestRecord {
+            started: Timestamp::from_millis(1_772_323_200_001),
+            duration: Duration::from_micros(420),
+            until_head: Duration::from_micros(400),
+            client: [192, 0, 2, 1].into(),
+            method: Method::GET,
+            target: "/v1/x?a=1".into(),
+            host: "api.test".into(),
+            version: Version::HTTP_11,
+            status: StatusCode::OK,
+            bytes_served: 1234,
+            aborted: false,
+            route: Some("products".into()),
+            counters: RouteCounters::default().into(),
+            cache_status: CacheStatus { outcome: Outcome::Hit { ttl: 42, tier: Tier::Memory }, detail: None },
+            upstream: None,
+        }
+    }
+
+    #[track_caller]
+    fn check(format: Format, record: &RequestRecord, expected: &str) {
+        let mut out = Vec::new();
+        access(&mut out, format, record);
+        assert_eq!(String::from_utf8(out).unwrap(), format!("{expected}\n"));
+    }
+
+    #[test]
+    fn a_request_is_one_line_of_text() {
+        check(
+            Format::Text,
+            &record(),
+            "2026-03-01T00:00:00.001Z 192.0.2.1 GET api.test /v1/x?a=1 HTTP/1.1 200 1234 0.420ms hit products - \
+             \"aside; hit; ttl=42\"",
+        );
+        let odd = RequestRecord {
+            host: "".into(),
+            route: None,
+            aborted: true,
+            upstream: Some(Duration::from_millis(12)),
+            cache_status: CacheStatus { outcome: Outcome::Generated, detail: Some(Detail::BadRequest) },
+            ..record()
+        };
+        check(
+            Format::Text,
+            &odd,
+            "2026-03-01T00:00:00.001Z 192.0.2.1 GET - /v1/x?a=1 HTTP/1.1 200 1234 0.420ms error - 12.000ms \
+             \"aside; detail=bad-request\" aborted",
+        );
+    }
+
+    #[test]
+    fn a_request_is_one_json_object() {
+        check(
+            Format::Json,
+            &record(),
+            r#"{"time":"2026-03-01T00:00:00.001Z","client":"192.0.2.1","method":"GET","host":"api.test","path":"/v1/x?a=1","version":"HTTP/1.1","status":200,"bytes":1234,"duration_ms":0.420,"route":"products","cache":"hit","cache_status":"aside; hit; ttl=42","upstream_ms":null,"aborted":false}"#,
+        );
+    }
+
+    #[test]
+    fn nothing_a_client_sends_ends_a_line_or_leaves_its_quotes() {
+        let hostile = "/\"\\\n\r\u{1b}[31m\u{7f}\u{9b}é";
+        let mut out = Vec::new();
+        access(&mut out, Format::Json, &RequestRecord { target: hostile.into(), ..record() });
+        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let line: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(line["path"], hostile);
+        out.clear();
+        access(&mut out, Format::Text, &RequestRecord { target: hostile.into(), ..record() });
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains(r#" /\"\\\u000a\u000d\u001b[31m\u007f\u009bé "#), "{text}");
+    }
+
+    #[test]
+    fn an_event_is_one_line_in_both_formats() {
+        let refused = Event::ReloadRefused { problems: vec!["a:1: \"x\"".into(), "b".into()] };
+        let check = |format, what: &Event, expected: &str| {
+            let mut out = Vec::new();
+            event(&mut out, format, Timestamp::from_millis(1), what);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{expected}\n"));
+        };
+        check(
+            Format::Text,
+            &refused,
+            r#"1970-01-01T00:00:00.001Z error configuration refused, the running one stays problems=["a:1: \"x\"","b"]"#,
+        );
+        check(
+            Format::Json,
+            &Event::RedisDown { reason: "refused".into() },
+            r#"{"time":"1970-01-01T00:00:00.001Z","level":"warn","event":"redis_down","message":"redis is down, going on without it","reason":"refused"}"#,
+        );
+        check(
+            Format::Text,
+            &Event::RedisDown { reason: "a\nb".into() },
+            r#"1970-01-01T00:00:00.001Z warn redis is down, going on without it reason="a\u000ab""#,
+        );
+    }
+}

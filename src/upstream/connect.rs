@@ -1,0 +1,221 @@
+//! How a connection to a server is made, and the clients that keep such connections.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tower_service::Service;
+
+use super::outgoing::OutgoingBody;
+
+/// Common servers close idle connections after 5 s or more; being first keeps requests from meeting the close.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections that one worker keeps to one server.
+const POOL_IDLE_MAX: usize = 256;
+/// Bytes of a response head, and of the read buffer. hyper bounds the number of fields at 100.
+const HEAD_MAX: usize = 128 * 1024;
+/// What a response may fill before its reader takes it; bounds the memory that slow readers hold.
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+const H2_SEND_BUFFER: usize = 256 * 1024;
+/// A silent HTTP/2 connection is asked for a sign of life, for all its requests would wait for their timeout.
+const H2_PING_EVERY: Duration = Duration::from_secs(10);
+const H2_PING_WAIT: Duration = Duration::from_secs(5);
+
+/// One worker's connections to one server.
+pub(super) type PooledClient = Client<Connector, OutgoingBody>;
+
+/// Builds the client. Its connection tasks run on the runtime of the worker that calls it, and end with it; drain
+/// waits for the requests that use them.
+pub(super) fn client(connector: Connector) -> PooledClient {
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(POOL_IDLE_MAX)
+        // Only requests that hyper never began to write, on connections that the server closed meanwhile.
+        .retry_canceled_requests(true)
+        .http1_max_buf_size(HEAD_MAX)
+        .http2_max_header_list_size(HEAD_MAX as u32)
+        .http2_initial_stream_window_size(H2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .http2_max_send_buf_size(H2_SEND_BUFFER)
+        .http2_keep_alive_interval(H2_PING_EVERY)
+        .http2_keep_alive_timeout(H2_PING_WAIT)
+        .build(connector)
+}
+
+/// The protocols offered in a TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// HTTP/2, else HTTP/1.1.
+    Any,
+    /// HTTP/1.1 alone: only it can upgrade.
+    Http1,
+}
+
+/// `tls`, offering these protocols.
+pub(super) fn offering(tls: &rustls::ClientConfig, offer: Offer) -> Arc<rustls::ClientConfig> {
+    let mut tls = tls.clone();
+    tls.alpn_protocols = match offer {
+        Offer::Any => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Offer::Http1 => vec![b"http/1.1".to_vec()],
+    };
+    Arc::new(tls)
+}
+
+/// Connects to one server, whatever authority a request's URI names.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tcp: HttpConnector,
+    server: Uri,
+    tls: Option<Tls>,
+    timeout: Duration,
+}
+
+/// TLS and the name that is sent and verified.
+#[derive(Clone)]
+pub(super) struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    /// None when `host` is neither a DNS name nor an IP address.
+    pub fn new(config: Arc<rustls::ClientConfig>, host: &str) -> Option<Self> {
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let name = ServerName::try_from(host.to_owned()).ok()?;
+        Some(Self { connector: TlsConnector::from(config), name })
+    }
+}
+
+impl Connector {
+    /// `timeout` covers name resolution, TCP and TLS.
+    pub fn new(server: Uri, tls: Option<Tls>, timeout: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // Shared out over a name's addresses, so that one that swallows packets leaves time for the next.
+        tcp.set_connect_timeout(Some(timeout));
+        Self { tcp, server, tls, timeout }
+    }
+
+    async fn connect(mut self) -> io::Result<TokioIo<Stream>> {
+        poll_fn(|context| self.tcp.poll_ready(context)).await.map_err(io::Error::other)?;
+        let tcp = self.tcp.call(self.server.clone()).await.map_err(from_tcp)?.into_inner();
+        if self.server.scheme() != Some(&http::uri::Scheme::HTTPS) {
+            return Ok(TokioIo::new(Stream::Plain(tcp)));
+        }
+        let Some(Tls { connector, name }) = self.tls else {
+            return Err(io::Error::other("the server's name cannot be verified: expected a DNS name or an IP address"));
+        };
+        let tls = connector.connect(name, tcp).await?;
+        Ok(TokioIo::new(Stream::Tls(Box::new(tls))))
+    }
+}
+
+/// Keeps a time-out recognisable: the connector wraps the system's error.
+fn from_tcp(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    let inner = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+    io::Error::new(inner.map_or(io::ErrorKind::Other, io::Error::kind), super::error::chain(&error))
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move {
+            let timeout = connector.timeout;
+            match tokio::time::timeout(timeout, connector.connect()).await {
+                Ok(connected) => connected,
+                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))),
+            }
+        })
+    }
+}
+
+/// A connection's bytes.
+pub(super) enum Stream {
+    /// As they are.
+    Plain(TcpStream),
+    /// Within TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        match self {
+            Self::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
+            Self::Plain(_) | Self::Tls(_) => Connected::new(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
+            Self::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, slices),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(context),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(context),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Why an upstream gave no response: what callers act on, with the cause kept for the log.
+
+use std::error::Error;
+use std::fmt::{self, Write};
+
+use hyper_util::client::legacy;
+
+/// Why the upstream gave no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamError {
+    /// No connection: refused, unreachable, name not found, TLS failed.
+    Connect,
+    /// No connection in time.
+    ConnectTimeout,
+    /// No head in time.
+    FirstByteTimeout,
+    /// The connection broke, or what came was not HTTP.
+    Protocol,
+    /// The request's own body failed (the client left or exceeded a limit).
+    RequestBody,
+    /// `max_concurrent` and `max_pending` are reached, or the wait was too long.
+    Overloaded,
+    /// Every server is ejected.
+    NoServer,
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "no connection",
+            Self::ConnectTimeout => "no connection in time",
+            Self::FirstByteTimeout => "no response head in time",
+            Self::Protocol => "the connection broke, or what came was not HTTP",
+            Self::RequestBody => "the request's content failed",
+            Self::Overloaded => "too many requests at one time",
+            Self::NoServer => "every server is ejected",
+        })
+    }
+}
+
+impl Error for UpstreamError {}
+
+/// One attempt's failure.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// What callers are told.
+    pub error: UpstreamError,
+    /// What the log is told.
+    pub cause: String,
+    /// Whether surely no byte of the request was written, so that another server may be tried.
+    pub unsent: bool,
+}
+
+impl Failure {
+    /// A failure after the request was, or may have been, written.
+    pub fn sent(error: UpstreamError, cause: impl Into<String>) -> Self {
+        Self { error, cause: cause.into(), unsent: false }
+    }
+
+    /// What the client reports. `body_failed`: the request's own content did.
+    pub fn from_client(error: &legacy::Error, body_failed: bool) -> Self {
+        let cause = chain(error);
+        if body_failed {
+            return Self::sent(UpstreamError::RequestBody, cause);
+        }
+        if error.is_connect() {
+            let error = if timed_out(error) { UpstreamError::ConnectTimeout } else { UpstreamError::Connect };
+            return Self { error, cause, unsent: true };
+        }
+        // hyper gives a request back, and says "canceled", only when it never began to write it.
+        let unsent =
+            links(error).any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled));
+        Self { error: UpstreamError::Protocol, cause, unsent }
+    }
+
+    /// Whether the server is to blame, which is what ejects it.
+    pub const fn blames_server(&self) -> bool {
+        match self.error {
+            UpstreamError::Connect
+            | UpstreamError::ConnectTimeout
+            | UpstreamError::FirstByteTimeout
+            | UpstreamError::Protocol => true,
+            UpstreamError::RequestBody | UpstreamError::Overloaded | UpstreamError::NoServer => false,
+        }
+    }
+}
+
+/// An error and what caused it, outermost first.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for link in links(error) {
+        let separator = if text.is_empty() { "" } else { ": " };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{separator}{link}");
+    }
+    text
+}
+
+fn links<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |link: &&'a (dyn Error + 'static)| (*link).source())
+}
+
+fn timed_out(error: &(dyn Error + 'static)) -> bool {
+    links(error).any(|link| {
+        link.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_of_causes_reads_outermost_first() {
+        let inner = std::io::Error::other("refused");
+        let outer = std::io::Error::new(std::io::ErrorKind::TimedOut, Wrapped(inner));
+        assert_eq!(chain(&outer), "while connecting: refused");
+        assert!(timed_out(&outer));
+    }
+
+    #[derive(Debug)]
+    struct Wrapped(std::io::Error);
+
+    impl fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("while connecting")
+        }
+    }
+
+    impl Error for Wrapped {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Passive ejection: a server that fails again and again is left out for a while, then tried by one request.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::Breaker;
+
+/// A server's health, as its answers show it.
+///
+/// Failures are those of transport: no connection, no head in time, a connection that broke before the head. An answer
+/// is an answer, 5xx too: what it is worth is the policy's to say, and ejecting by status would let one broken route
+/// take the whole server away. The only server of an upstream is ejected like any other: callers then learn at once
+/// that there is nobody to ask, and may serve what is stored, instead of waiting for a timeout each.
+#[derive(Debug)]
+pub(super) struct Health {
+    breaker: Breaker,
+    /// Guards the state alone; held for a few instructions.
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up {
+        failures: u32,
+    },
+    Ejected {
+        until: Instant,
+    },
+    /// One request tries the server; the others are kept away until it has ended.
+    OnTrial {
+        since: Instant,
+    },
+}
+
+/// As what a request may go to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// As one of many.
+    Regular,
+    /// As the one that finds out whether an ejected server is back.
+    Trial,
+}
+
+/// What a request's end changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing that anybody needs to be told.
+    Nothing,
+    /// The server was left out.
+    Ejected,
+    /// The server is back.
+    Restored,
+}
+
+impl Health {
+    /// Healthy until shown otherwise. With 0 `failures` it is never ejected.
+    pub const fn new(breaker: Breaker) -> Self {
+        Self { breaker, state: Mutex::new(State::Up { failures: 0 }) }
+    }
+
+    /// Whether the server is in.
+    pub fn is_up(&self) -> bool {
+        matches!(*self.state(), State::Up { .. })
+    }
+
+    /// Whether `admit` would say yes; another thread may be faster.
+    pub fn would_admit(&self, now: Instant) -> bool {
+        match *self.state() {
+            State::Up { .. } => true,
+            State::Ejected { until } => now >= until,
+            State::OnTrial { .. } => false,
+        }
+    }
+
+    /// Whether a request may go to the server. A trial ends with `succeeded`, `failed` or `abandoned`.
+    pub fn admit(&self, now: Instant) -> Option<Admission> {
+        let mut state = self.state();
+        match *state {
+            State::Up { .. } => Some(Admission::Regular),
+            State::Ejected { until } if now >= until => {
+                *state = State::OnTrial { since: now };
+                Some(Admission::Trial)
+            }
+            State::Ejected { .. } | State::OnTrial { .. } => None,
+        }
+    }
+
+    /// The server answered. What a request says that was sent before the ejection is too old to count.
+    pub fn succeeded(&self, admission: Admission) -> Change {
+        let mut state = self.state();
+        match (*state, admission) {
+            (State::Up { .. }, _) => {
+                *state = State::Up { failures: 0 };
+                Change::Nothing
+            }
+            (State::OnTrial { .. }, Admission::Trial) => {
+                *state = State::Up { failures: 0 };
+                Change::Restored
+            }
+            (State::Ejected { .. }, _) | (State::OnTrial { .. }, Admission::Regular) => Change::Nothing,
+        }
+    }
+
+    /// The server failed.
+    pub fn failed(&self, admission: Admission, now: Instant) -> Change {
+        let mut state = self.state();
+        match (*state, admission) {
+            (State::Up { failures }, _) => {
+                let failures = failures.saturating_add(1);
+                if self.breaker.failures == 0 || failures < self.breaker.failures {
+                    *state = State::Up { failures };
+                    return Change::Nothing;
+                }
+                *state = State::Ejected { until: now + self.breaker.open };
+                Change::Ejected
+            }
+            (State::OnTrial { .. }, Admission::Trial) => {
+                *state = State::Ejected { until: now + self.breaker.open };
+                Change::Nothing
+            }
+            (State::Ejected { .. }, _) | (State::OnTrial { .. }, Admission::Regular) => Change::Nothing,
+        }
+    }
+
+    /// The request ended without a word on the server (its client left, its own content failed).
+    pub fn abandoned(&self, admission: Admission) {
+        let mut state = self.state();
+        if let (State::OnTrial { since }, Admission::Trial) = (*state, admission) {
+            *state = State::Ejected { until: since };
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const OPEN: Duration = Duration::from_secs(5);
+
+    fn health(failures: u32) -> (Health, Instant) {
+        (Health::new(Breaker { failures, open: OPEN }), Instant::now())
+    }
+
+    fn ejected() -> (Health, Instant) {
+        let (health, now) = health(1);
+        assert_eq!(health.failed(Admission::Regular, now), Change::Ejected);
+        (health, now)
+    }
+
+    #[test]
+    fn only_failures_in_a_row_eject() {
+        let (health, now) = health(2);
+        assert_eq!(health.failed(Admission::Regular, now), Change::Nothing);
+        assert_eq!(health.succeeded(Admission::Regular), Change::Nothing);
+        assert_eq!(health.failed(Admission::Regular, now), Change::Nothing);
+        assert_eq!(health.failed(Admission::Regular, now), Change::Ejected);
+        assert_eq!(health.admit(now), None);
+        assert!(!health.is_up());
+    }
+
+    #[test]
+    fn zero_failures_never_eject() {
+        let (health, now) = health(0);
+        for _ in 0..100 {
+            assert_eq!(health.failed(Admission::Regular, now), Change::Nothing);
+        }
+        assert!(health.is_up());
+    }
+
+    #[test]
+    fn exactly_one_request_tries_an_ejected_server() {
+        let (health, now) = ejected();
+        assert_eq!(health.admit(now + OPEN - Duration::from_millis(1)), None);
+        assert!(health.would_admit(now + OPEN));
+        assert_eq!(health.admit(now + OPEN), Some(Admission::Trial));
+        assert_eq!(health.admit(now + OPEN), None);
+        assert_eq!(health.succeeded(Admission::Trial), Change::Restored);
+        assert_eq!(health.admit(now + OPEN), Some(Admission::Regular));
+    }
+
+    #[test]
+    fn a_failed_trial_leaves_the_server_out_again() {
+        let (health, now) = ejected();
+        let later = now + OPEN;
+        assert_eq!(health.admit(later), Some(Admission::Trial));
+        assert_eq!(health.failed(Admission::Trial, later), Change::Nothing);
+        assert_eq!(health.admit(later), None);
+        assert_eq!(health.admit(later + OPEN), Some(Admission::Trial));
+    }
+
+    #[test]
+    fn an_abandoned_trial_passes_to_the_next_request() {
+        let (health, now) = ejected();
+        assert_eq!(health.admit(now + OPEN), Some(Admission::Trial));
+        health.abandoned(Admission::Trial);
+        assert_eq!(health.admit(now + OPEN), Some(Admission::Trial));
+    }
+
+    #[test]
+    fn what_was_sent_before_the_ejection_changes_nothing() {
+        let (health, now) = ejected();
+        assert_eq!(health.succeeded(Admission::Regular), Change::Nothing);
+        assert_eq!(health.admit(now), None);
+        assert_eq!(health.admit(now + OPEN), Some(Admission::Trial));
+        assert_eq!(health.failed(Admission::Regular, now + OPEN), Change::Nothing);
+        assert_eq!(health.succeeded(Admission::Trial), Change::Restored);
+    }
+}

@@ -1,0 +1,288 @@
+//! One server of an upstream: where it is, how it does, and the connections to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use http::header::{HOST, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Uri};
+
+use super::connect::{self, Connector, Offer, PooledClient, Tls};
+use super::error::Failure;
+use super::health::{Admission, Change, Health};
+use super::{HostRule, ServerStats, UpstreamConfig, UpstreamError};
+use crate::telemetry::Telemetry;
+use crate::telemetry::events::Event;
+
+/// A server, shared by all workers.
+pub(super) struct Server {
+    upstream: Arc<str>,
+    /// As logs and figures name it.
+    url: String,
+    scheme: Scheme,
+    authority: Authority,
+    /// What is put in front of each path; no trailing slash.
+    base_path: Box<str>,
+    host: Host,
+    health: Health,
+    in_flight: AtomicUsize,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    /// One for each worker.
+    pools: Box<[Pools]>,
+    telemetry: Arc<Telemetry>,
+}
+
+/// The Host rule, ready for use.
+enum Host {
+    Upstream(HeaderValue),
+    Preserve { fallback: HeaderValue },
+    Literal { value: HeaderValue, authority: Authority },
+}
+
+struct Pools {
+    any: PooledClient,
+    http1: PooledClient,
+}
+
+impl Server {
+    pub fn new(config: &UpstreamConfig, url: &Uri, workers: usize, telemetry: &Arc<Telemetry>) -> Self {
+        let scheme = url.scheme().cloned().unwrap_or(Scheme::HTTP);
+        let authority = own_authority(url, &scheme);
+        let host = Host::new(&config.host, &authority);
+        let tls = |offer| {
+            let name = match &host {
+                Host::Literal { authority, .. } => authority.host(),
+                Host::Upstream(_) | Host::Preserve { .. } => authority.host(),
+            };
+            (scheme == Scheme::HTTPS).then(|| Tls::new(connect::offering(&config.tls, offer), name)).flatten()
+        };
+        let connector = |offer| Connector::new(url.clone(), tls(offer), config.connect_timeout);
+        let (any, http1) = (connector(Offer::Any), connector(Offer::Http1));
+        let pools = (0..workers.max(1))
+            .map(|_| {
+                let any = connect::client(any.clone());
+                let http1 = if scheme == Scheme::HTTPS { connect::client(http1.clone()) } else { any.clone() };
+                Pools { any, http1 }
+            })
+            .collect();
+        Self {
+            upstream: Arc::clone(&config.name),
+            url: url.to_string().trim_end_matches('/').to_owned(),
+            base_path: url.path().trim_end_matches('/').into(),
+            health: Health::new(config.breaker),
+            in_flight: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            telemetry: Arc::clone(telemetry),
+            scheme,
+            authority,
+            host,
+            pools,
+        }
+    }
+
+    /// The figures.
+    pub fn stats(&self) -> ServerStats {
+        ServerStats {
+            url: self.url.clone(),
+            state: if self.health.is_up() { "up" } else { "ejected" },
+            requests: self.requests.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request may come now.
+    pub fn would_admit(&self, now: Instant) -> bool {
+        self.health.would_admit(now)
+    }
+
+    /// Lets a request in, if it may come.
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Option<Attempt> {
+        let admission = self.health.admit(now)?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let verdict = Verdict { server: Arc::clone(self), admission, is_given: false };
+        Some(Attempt { in_flight: InFlight(Arc::clone(self)), verdict })
+    }
+
+    /// The connections that suit the request.
+    pub fn client(&self, worker: usize, fields: &HeaderMap) -> &PooledClient {
+        // A worker that does not exist would be a mistake elsewhere; sharing a pool is safe.
+        let pools = &self.pools[worker % self.pools.len()];
+        if fields.contains_key(UPGRADE) { &pools.http1 } else { &pools.any }
+    }
+
+    /// Makes the URI, and the Host where it travels as a field.
+    ///
+    /// Towards http servers, which speak HTTP/1.1 here, the URI names the server and Host says what the rule wants.
+    /// Towards https servers it is known only later whether HTTP/2 is spoken, where `:authority` is taken from the URI
+    /// and a Host that differs from it is malformed (RFC 9113 §8.3.1). So the URI names the wanted host, and the client
+    /// derives Host from it on HTTP/1.1. It also pools by it: with `Preserve`, hosts do not share connections.
+    pub fn address(&self, target: &Uri, client_host: Option<&HeaderValue>, fields: &mut HeaderMap) -> Option<Uri> {
+        fields.remove(HOST);
+        let authority = if self.scheme == Scheme::HTTPS {
+            self.host.authority(client_host).unwrap_or_else(|| self.authority.clone())
+        } else {
+            fields.insert(HOST, self.host.value(client_host));
+            self.authority.clone()
+        };
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(self.path(target)?);
+        Uri::from_parts(parts).ok()
+    }
+
+    fn path(&self, target: &Uri) -> Option<PathAndQuery> {
+        let path = target.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        // `OPTIONS *` is about the server, not about a path.
+        if self.base_path.is_empty() || path.as_str() == "*" {
+            return Some(path);
+        }
+        PathAndQuery::from_maybe_shared(format!("{}{path}", self.base_path)).ok()
+    }
+
+    fn tell(&self, change: Change) {
+        let (upstream, server) = (self.upstream.to_string(), self.url.clone());
+        match change {
+            Change::Nothing => {}
+            Change::Ejected => self.telemetry.emit(&Event::ServerEjected { upstream, server }),
+            Change::Restored => self.telemetry.emit(&Event::ServerRestored { upstream, server }),
+        }
+    }
+}
+
+/// The URL's authority without userinfo and without its scheme's default port.
+fn own_authority(url: &Uri, scheme: &Scheme) -> Authority {
+    let default = if *scheme == Scheme::HTTPS { 443 } else { 80 };
+    let host = url.host().unwrap_or_default();
+    let text = match url.port_u16() {
+        Some(port) if port != default => format!("{host}:{port}"),
+        Some(_) | None => host.to_owned(),
+    };
+    Authority::from_maybe_shared(text).unwrap_or_else(|_| Authority::from_static("localhost"))
+}
+
+impl Host {
+    fn new(rule: &HostRule, own: &Authority) -> Self {
+        // An authority consists of what a field value may hold.
+        let own_value = HeaderValue::from_str(own.as_str()).unwrap_or_else(|_| HeaderValue::from_static("localhost"));
+        match rule {
+            HostRule::Upstream => Self::Upstream(own_value),
+            HostRule::Preserve => Self::Preserve { fallback: own_value },
+            HostRule::Literal(value) => {
+                let authority = parse(value).unwrap_or_else(|| own.clone());
+                Self::Literal { value: value.clone(), authority }
+            }
+        }
+    }
+
+    fn value(&self, client_host: Option<&HeaderValue>) -> HeaderValue {
+        match self {
+            Self::Upstream(value) | Self::Literal { value, .. } => value.clone(),
+            Self::Preserve { fallback } => client_host.unwrap_or(fallback).clone(),
+        }
+    }
+
+    /// None: the server's own.
+    fn authority(&self, client_host: Option<&HeaderValue>) -> Option<Authority> {
+        match self {
+            Self::Upstream(_) => None,
+            Self::Preserve { .. } => client_host.and_then(parse),
+            Self::Literal { authority, .. } => Some(authority.clone()),
+        }
+    }
+}
+
+fn parse(value: &HeaderValue) -> Option<Authority> {
+    Authority::try_from(value.as_bytes()).ok().filter(|authority| !authority.as_str().contains('@'))
+}
+
+/// One of a server's requests in flight; counted until dropped.
+pub(super) struct InFlight(Arc<Server>);
+
+impl InFlight {
+    /// The response's content broke off. It is logged and counted, but does not eject: the head was an answer.
+    pub fn body_broke(&self, cause: String) {
+        self.0.failures.fetch_add(1, Ordering::Relaxed);
+        self.0.telemetry.emit(&Event::BodyTruncated { upstream: self.0.upstream.to_string(), cause });
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("InFlight").field(&self.0.url).finish()
+    }
+}
+
+/// A request on its way to a server. It ends with `succeeded` or `failed`; dropped, it says nothing of the server.
+pub(super) struct Attempt {
+    in_flight: InFlight,
+    verdict: Verdict,
+}
+
+/// The duty to tell the server's health how the attempt ended; dropped, an abandoned trial passes to the next request.
+struct Verdict {
+    server: Arc<Server>,
+    admission: Admission,
+    is_given: bool,
+}
+
+impl Attempt {
+    /// Where it goes.
+    pub const fn server(&self) -> &Arc<Server> {
+        &self.verdict.server
+    }
+
+    /// A head came; what remains is to read the content.
+    pub fn succeeded(mut self) -> InFlight {
+        let admission = self.verdict.admission;
+        let server = self.verdict.give();
+        server.tell(server.health.succeeded(admission));
+        self.in_flight
+    }
+
+    /// None came.
+    pub fn failed(mut self, failure: Failure, now: Instant) -> UpstreamError {
+        let is_blamed = failure.blames_server();
+        let Failure { error, cause, .. } = failure;
+        let server = &self.verdict.server;
+        let (upstream, url) = (server.upstream.to_string(), server.url.clone());
+        server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
+        if is_blamed {
+            let admission = self.verdict.admission;
+            let server = self.verdict.give();
+            server.failures.fetch_add(1, Ordering::Relaxed);
+            server.tell(server.health.failed(admission, now));
+        }
+        error
+    }
+}
+
+impl Verdict {
+    fn give(&mut self) -> &Arc<Server> {
+        self.is_given = true;
+        &self.server
+    }
+}
+
+impl Drop for Verdict {
+    fn drop(&mut self) {
+        if !self.is_given {
+            self.server.health.abandoned(self.admission);
+        }
+    }
+}

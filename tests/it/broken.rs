@@ -1,0 +1,108 @@
+//! Upstreams that break off, lie about lengths, or never end.
+
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+
+use crate::world::proxy::{one_route, one_route_with_redis};
+use crate::world::{Proxy, RawOrigin, Redis, client, get};
+
+async fn check_not_stored(answer: &'static [u8], client_sees_an_error: bool) {
+    let origin = RawOrigin::writing(answer);
+    let redis = Redis::start();
+    let proxy =
+        Proxy::start(&one_route_with_redis(&origin.url(), &redis.url(), "ttl = \"1m\"\nstale_if_error = \"0s\""));
+    let client = client();
+    for fetches in 1..=2 {
+        let response = client.get(proxy.url("/a")).send().await;
+        let body = match response {
+            Ok(response) => response.bytes().await,
+            Err(error) => Err(error),
+        };
+        assert_eq!(body.is_err(), client_sees_an_error, "{body:?}");
+        assert_eq!(origin.count(), fetches, "nothing was stored");
+    }
+    let stats = proxy.stats().await;
+    assert_eq!(stats["memory"]["objects"], 0, "{stats:#}");
+    let keys = redis.command("KEYS aside:r:*").unwrap();
+    assert!(keys.starts_with("*0"), "{keys}");
+}
+
+#[tokio::test]
+async fn a_body_shorter_than_its_content_length_is_an_error_and_not_stored() {
+    check_not_stored(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this", true).await;
+}
+
+#[tokio::test]
+async fn a_chunked_body_without_its_end_is_an_error_and_not_stored() {
+    check_not_stored(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", true).await;
+}
+
+#[tokio::test]
+async fn a_body_that_only_the_close_delimits_is_passed_and_not_stored() {
+    check_not_stored(b"HTTP/1.1 200 OK\r\n\r\nall of it?", false).await;
+}
+
+#[tokio::test]
+async fn a_large_body_streams_through_a_cached_route_with_flat_memory() {
+    const CHUNK: usize = 1 << 20;
+    const CHUNKS: usize = 512;
+    let origin = RawOrigin::start(|mut stream, _head| async move {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", CHUNK * CHUNKS);
+        let chunk = vec![b'x'; CHUNK];
+        let _ = stream.write_all(head.as_bytes()).await;
+        for _ in 0..CHUNKS {
+            if stream.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), "ttl = \"1m\""));
+    let before = resident_bytes();
+    let mut response = client().get(proxy.url("/large")).send().await.unwrap();
+    let (mut total, mut peak) = (0, 0);
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        total += chunk.len();
+        peak = peak.max(resident_bytes());
+    }
+    assert_eq!(total, CHUNK * CHUNKS);
+    assert!(peak < before + 100 * (1 << 20), "{before} bytes before, {peak} at the peak");
+}
+
+#[tokio::test]
+async fn an_endless_chunked_body_is_handed_over_to_its_client() {
+    let origin = RawOrigin::start(|mut stream, _head| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        let chunk = [b"10000\r\n".as_slice(), &vec![b'x'; 0x10000], b"\r\n"].concat();
+        while stream.write_all(&chunk).await.is_ok() {}
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), "ttl = \"1m\"\nmax_object = \"1 MiB\""));
+    let mut response = client().get(proxy.url("/endless")).send().await.unwrap();
+    let mut total = 0;
+    while total < 64 << 20 {
+        total += response.chunk().await.unwrap().expect("it goes on").len();
+    }
+    drop(response);
+    let stats = proxy.stats().await;
+    assert_eq!(stats["memory"]["objects"], 0);
+}
+
+#[tokio::test]
+async fn a_103_reaches_a_client_that_can_take_it_and_confuses_nobody() {
+    let early = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n\
+                  HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncache-control: max-age=60\r\n\r\nok";
+    let origin = RawOrigin::writing(early);
+    let proxy = Arc::new(Proxy::start(&one_route(&origin.url(), "")));
+    let raw =
+        crate::protocols::raw_exchange(proxy.address, "GET /a HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")
+            .await;
+    assert!(raw.starts_with("HTTP/1.1 103 Early Hints\r\n"), "{raw}");
+    assert!(raw.contains("link: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"), "{raw}");
+    assert!(raw.ends_with("\r\n\r\nok"), "{raw}");
+    assert_eq!(get(&client(), &proxy.url("/a")).await.body, "ok");
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("linux");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("pages") * 4096
+}

@@ -1,0 +1,93 @@
+//! One fetch for many requests.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::world::proxy::one_route;
+use crate::world::{Origin, Proxy, client, get, reply};
+
+/// The upstream is slow, so that all requests come while the first is being fetched.
+const SLOW: Duration = Duration::from_millis(200);
+
+fn slow_origin(fields: &'static [(&'static str, &'static str)]) -> Origin {
+    Origin::start(move |seen| async move {
+        // This is the upstream's slowness itself.
+        tokio::time::sleep(SLOW).await;
+        let language = seen.fields.get("accept-language").map(|it| it.to_str().unwrap().to_owned());
+        reply(200, fields, &format!("{} {}", seen.nth, language.unwrap_or_default()))
+    })
+}
+
+#[tokio::test]
+async fn many_requests_on_a_cold_key_are_one_fetch() {
+    let origin = slow_origin(&[("cache-control", "max-age=60")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/cold"));
+    let answers = join_all((0..200).map(|_| get(&client, &url))).await;
+    assert!(answers.iter().all(|answer| answer.body == "0 "), "{answers:?}");
+    assert_eq!(origin.count("/cold"), 1);
+    let collapsed = answers.iter().filter(|answer| answer.cache_status.contains("; collapsed")).count();
+    let hits = answers.iter().filter(|answer| answer.cache_status.contains("; hit")).count();
+    assert_eq!(collapsed + hits, 199, "all but the leader shared its fetch");
+}
+
+#[tokio::test]
+async fn the_fetch_outlives_the_client_that_caused_it() {
+    let origin = slow_origin(&[("cache-control", "max-age=60")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let url = proxy.url("/cold");
+    let first = tokio::time::timeout(Duration::from_millis(50), get(&client(), &url)).await;
+    assert!(first.is_err(), "the first client leaves before the answer");
+    let client = client();
+    let answers = join_all((0..200).map(|_| get(&client, &url))).await;
+    assert!(answers.iter().all(|answer| answer.body == "0 "));
+    assert_eq!(origin.count("/cold"), 1);
+}
+
+#[tokio::test]
+async fn nobody_gets_anothers_language() {
+    let origin = slow_origin(&[("cache-control", "max-age=60"), ("vary", "accept-language")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/cold"));
+    let answers = join_all((0..200).map(|nth| {
+        let language = if nth % 2 == 0 { "en" } else { "de" };
+        let request = client.get(&url).header("accept-language", language);
+        async move { (language, request.send().await.unwrap().text().await.unwrap()) }
+    }))
+    .await;
+    for (language, body) in answers {
+        assert!(body.ends_with(language), "asked for {language}, got {body}");
+    }
+    assert_eq!(origin.count("/cold"), 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_shared_does_not_queue() {
+    let origin = slow_origin(&[("cache-control", "no-store")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/private"));
+    let begun = tokio::time::Instant::now();
+    let answers = join_all((0..20).map(|_| get(&client, &url))).await;
+    assert_eq!(origin.count("/private"), 20);
+    let mut bodies: Vec<_> = answers.into_iter().map(|answer| answer.body).collect();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), 20, "each got its own");
+    // Twenty in a row would be 4 s; this is a bound on serialisation, not a measurement.
+    assert!(begun.elapsed() < SLOW * 10);
+}
+
+#[tokio::test]
+async fn a_failed_fetch_fails_all_that_waited_with_one_request() {
+    let origin = Origin::start(|_| async {
+        tokio::time::sleep(SLOW).await;
+        std::future::pending::<()>().await;
+        reply(200, &[], "")
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), "ttl = \"1m\"\nfirst_byte_timeout = \"300ms\""));
+    let (client, url) = (client(), proxy.url("/dead"));
+    let answers = join_all((0..20).map(|_| get(&client, &url))).await;
+    assert!(answers.iter().all(|answer| answer.status == 504), "{answers:?}");
+    assert_eq!(origin.count("/dead"), 1);
+}

@@ -1,0 +1,59 @@
+//! What an unsafe request makes invalid.
+
+use crate::world::proxy::one_route;
+use crate::world::{Origin, Proxy, client, get, reply};
+
+fn origin() -> Origin {
+    Origin::start(|seen| async move {
+        match (seen.method.as_str(), seen.target.as_str()) {
+            ("GET", _) => reply(200, &[("cache-control", "max-age=60")], &format!("{} {}", seen.target, seen.nth)),
+            (_, "/fail") => reply(500, &[], ""),
+            (_, "/elsewhere") => reply(201, &[("location", "/a")], ""),
+            _ => reply(204, &[], ""),
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_successful_unsafe_request_invalidates_its_target_before_its_answer() {
+    let origin = origin();
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    for (method, target, expected) in
+        [("POST", "/a", "/a 2"), ("PUT", "/a", "/a 4"), ("DELETE", "/a", "/a 6"), ("POST", "/elsewhere", "/a 7")]
+    {
+        get(&client, &proxy.url("/a")).await;
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        client.request(method, proxy.url(target)).body("x").send().await.unwrap();
+        assert_eq!(get(&client, &proxy.url("/a")).await.body, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_one_invalidates_nothing() {
+    let origin = origin();
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    get(&client, &proxy.url("/fail")).await;
+    client.post(proxy.url("/fail")).send().await.unwrap();
+    assert_eq!(get(&client, &proxy.url("/fail")).await.body, "/fail 0");
+}
+
+#[tokio::test]
+async fn the_routes_own_tags_are_purged_by_what_it_invalidates() {
+    let origin = origin();
+    let toml = format!(
+        "[upstream.api]\nurl = \"{}\"\n\n\
+         [[route]]\npath = \"/products/{{id}}\"\ntags = [\"product:{{id}}\"]\n\n\
+         [[route]]\npath = \"/orders/{{id}}\"\nmethods = [\"POST\"]\ncache = true\nkey = {{ body = \"raw\" }}\n\n\
+         [[route]]\npath = \"/stock/{{id}}\"\nmethods = [\"PUT\", \"GET\"]\ninvalidates = [\"product:{{id}}\"]\n",
+        origin.url()
+    );
+    let proxy = Proxy::start(&toml);
+    let client = client();
+    get(&client, &proxy.url("/products/1")).await;
+    get(&client, &proxy.url("/products/2")).await;
+    client.put(proxy.url("/stock/1")).body("5").send().await.unwrap();
+    assert_eq!(get(&client, &proxy.url("/products/1")).await.body, "/products/1 1");
+    assert_eq!(get(&client, &proxy.url("/products/2")).await.body, "/products/2 0");
+}
