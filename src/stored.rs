@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 
 use crate::clock::Timestamp;
 use crate::fields::range::ContentRange;
@@ -64,8 +64,7 @@ pub struct Provenance {
 pub struct StoredResponse {
     /// Its status.
     pub status: StatusCode,
-    /// Its fields without those of the connection. `Age` is as received, for who reads along while it is stored;
-    /// answers from the store replace it by [`StoredResponse::age`].
+    /// Its fields without those of the connection; `Age` as received is not among them.
     pub fields: HeaderMap,
     /// When the request that caused it was sent.
     pub request_time: Timestamp,
@@ -115,59 +114,40 @@ impl StoredResponse {
         let usable_for = usable_until_age.saturating_sub(self.freshness.initial_age);
         self.response_time.plus(usable_for).plus(self.freshness.keep)
     }
+}
 
-    /// The memory it takes, in bytes, where its field values and body have storage of their own
-    /// ([`StoredResponse::compacted`]): itself, the tables of its fields, names, values, tags and body.
-    pub fn size_bytes(&self) -> usize {
-        // What `http` keeps for each name (hash, name, first value, link to more), and for each further value.
-        const NAME: usize = size_of::<(u16, HeaderName, HeaderValue, Option<[usize; 2]>)>();
-        const FURTHER: usize = size_of::<(HeaderValue, [usize; 4])>();
-        const SLOT: usize = size_of::<[u16; 2]>();
-        let capacity = self.fields.capacity();
-        let tables = capacity * NAME + capacity / 3 * 4 * SLOT + (self.fields.len() - self.fields.keys_len()) * FURTHER;
-        let names: usize = self.fields.keys().map(|name| name.as_str().len()).sum();
-        let selecting: usize = match &self.selecting {
-            SelectingFields::Any => 0,
-            SelectingFields::Names(names) => {
-                names.iter().map(|name| size_of::<HeaderName>() + name.as_str().len()).sum()
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_is_useless_after_freshness_windows_and_keep() {
+        let check = |lifetime, initial_age, stale_use, expected| {
+            let secs = Duration::from_secs;
+            let freshness =
+                Freshness { lifetime: secs(lifetime), initial_age: secs(initial_age), stale_use, keep: secs(60) };
+            let stored = StoredResponse {
+                status: StatusCode::OK,
+                fields: HeaderMap::new(),
+                request_time: Timestamp::from_secs(1000),
+                response_time: Timestamp::from_secs(1000),
+                freshness,
+                selecting: SelectingFields::Names(Box::default()),
+                part: None,
+                provenance: Provenance::default(),
+                body: Bytes::new(),
+            };
+            assert_eq!(stored.useless_after(), Timestamp::from_secs(expected), "{:?}", stored.freshness);
         };
-        let tags: usize = self.provenance.tags.iter().map(|tag| size_of::<Box<str>>() + tag.len()).sum();
-        size_of::<Self>() + tables + names + values_len(&self.fields) + selecting + tags + self.body.len()
+        let within = StaleUse::Within {
+            while_revalidate: Duration::from_secs(5),
+            if_error: Duration::from_secs(7),
+            max_stale: true,
+        };
+        check(10, 0, StaleUse::Never, 1070);
+        check(10, 4, StaleUse::Never, 1066);
+        check(10, 40, StaleUse::Never, 1060);
+        check(10, 0, within, 1077);
+        check(0, 0, StaleUse::AlwaysValidate, 1060);
     }
-
-    /// A copy whose field values share one buffer of their own, and whose body has one: a slice of a read buffer
-    /// would keep the whole buffer. A body that has its storage for itself is not copied.
-    #[must_use]
-    pub fn compacted(self) -> Self {
-        Self { fields: compact_fields(&self.fields), body: compact_body(self.body), ..self }
-    }
-}
-
-fn values_len(fields: &HeaderMap) -> usize {
-    fields.values().map(HeaderValue::len).sum()
-}
-
-fn compact_fields(fields: &HeaderMap) -> HeaderMap {
-    let mut buffer = Vec::with_capacity(values_len(fields));
-    fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
-    let buffer = Bytes::from(buffer);
-    let mut compact = HeaderMap::with_capacity(fields.keys_len());
-    let mut start = 0;
-    for (name, value) in fields {
-        let end = start + value.len();
-        // A value that was valid is valid again.
-        let mut copy = HeaderValue::from_maybe_shared(buffer.slice(start..end)).unwrap_or_else(|_| value.clone());
-        copy.set_sensitive(value.is_sensitive());
-        compact.append(name.clone(), copy);
-        start = end;
-    }
-    compact
-}
-
-fn compact_body(body: Bytes) -> Bytes {
-    // Takes the storage over where nobody else has it, else copies. Its capacity tells what it would keep.
-    let mut owned = Vec::from(body);
-    owned.shrink_to_fit();
-    Bytes::from(owned)
 }

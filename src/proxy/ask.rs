@@ -18,6 +18,7 @@ use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
 use crate::store::Query;
 use crate::target::{Scheme, Target};
 use crate::telemetry::cache_status::Detail;
+use crate::telemetry::metrics::RouteCounters;
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub struct Ask {
     pub generation: Arc<Generation>,
     /// Its route.
     pub route: Arc<Route>,
+    /// The counters of its route.
+    pub counters: Arc<RouteCounters>,
     /// The route's parameters.
     pub params: Params,
     /// Its target.

@@ -18,6 +18,7 @@ use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::{Put, PutLimits};
 use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
+use crate::telemetry::events::Event;
 use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 
 /// What a fetch brought.
@@ -56,6 +57,8 @@ pub struct Fetch {
     begun: Instant,
     /// Whether this is the second, unconditional try.
     refetched: bool,
+    /// Whether no client waits for it.
+    background: bool,
     client: Option<oneshot::Sender<Report>>,
 }
 
@@ -75,11 +78,25 @@ impl Fetch {
         lease: Option<Lease<News>>,
     ) -> oneshot::Receiver<Report> {
         let (client, report) = oneshot::channel();
-        let shared = Arc::clone(&ask.proxy.shared);
-        let synced = shared.store.synced();
-        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, client: Some(client) };
-        shared.tasks.spawn(fetch.run());
+        Self::spawn(ask, stored, lease, Some(client));
         report
+    }
+
+    /// Starts a validation that no client waits for.
+    pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lease: Lease<News>) {
+        Self::spawn(ask, Some(stored), Some(lease), None);
+    }
+
+    fn spawn(
+        ask: Arc<Ask>,
+        stored: Option<Arc<StoredResponse>>,
+        lease: Option<Lease<News>>,
+        client: Option<oneshot::Sender<Report>>,
+    ) {
+        let shared = Arc::clone(&ask.proxy.shared);
+        let (synced, background) = (shared.store.synced(), client.is_none());
+        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, background, client };
+        shared.tasks.spawn(fetch.run());
     }
 
     async fn run(mut self) {
@@ -272,8 +289,12 @@ impl Fetch {
         let query = self.ask.store_query(&tags, self.ask.now());
         let limits = PutLimits { max_variants: self.ask.caching().max_variants };
         let store = &self.ask.proxy.shared.store;
-        if store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits) == Put::TooManyVariants {
+        let put = store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits);
+        if put != Put::Stored {
             self.publish(News::NotShared);
+        }
+        if self.background {
+            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, put == Put::Stored);
         }
     }
 
@@ -283,11 +304,18 @@ impl Fetch {
         if reason.is_of_resource() && !status.is_server_error() {
             self.remember_uncacheable();
         }
+        if self.background {
+            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, false);
+        }
         self.publish(News::NotShared);
         self.report(Fetched::Pass(Box::new(response), reason), Some(status));
     }
 
     fn fail(&mut self, error: UpstreamError) {
+        if self.background {
+            let route = self.ask.route.name.to_string();
+            self.ask.proxy.shared.telemetry.emit(&Event::RevalidationFailed { route, error });
+        }
         self.publish(News::Failed(error));
         self.report(Fetched::Failed(error), None);
     }

@@ -55,6 +55,7 @@ impl Passing {
 impl Proxy {
     /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes.
     pub async fn ask(self: &Arc<Self>, matched: Match<'_>, incomer: Incomer) -> Result<Ask, Box<Passing>> {
+        let counters = Arc::clone(&incomer.generation.counters[matched.index]);
         let mut passing = Passing::new(incomer, Some(matched), Bypass { why: Why::Bypass, detail: None });
         let Some((route, params)) = passing.matched.clone() else { return Err(Box::new(passing)) };
         let Some(caching) = &route.caching else { return Err(Box::new(passing)) };
@@ -72,7 +73,7 @@ impl Proxy {
                 let query = caching.key.query(passing.target.query());
                 let Passing { generation, target, sender, parts, .. } = passing;
                 let proxy = Arc::clone(self);
-                Ok(Ask { proxy, generation, route, params, target, query, parts, content, address, sender })
+                Ok(Ask { proxy, generation, route, counters, params, target, query, parts, content, address, sender })
             }
             Err(_unkeyed) => {
                 passing.content.put_back(content);

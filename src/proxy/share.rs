@@ -100,7 +100,7 @@ pub fn revalidate(ask: &Arc<Ask>, stored: &Arc<StoredResponse>) {
         return;
     }
     if let Turn::Lead(lease) = ask.proxy.shared.inflight.join(variant_key(ask, stored)) {
-        drop(Fetch::start(Arc::clone(ask), Some(Arc::clone(stored)), Some(lease)));
+        Fetch::start_in_background(Arc::clone(ask), Arc::clone(stored), lease);
     }
 }
 
