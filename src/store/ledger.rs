@@ -244,7 +244,7 @@ mod tests {
     fn place(seed: u64) -> Place {
         let hash = blake3::hash(&seed.to_le_bytes());
         let word = |at: usize| u64::from_le_bytes(hash.as_bytes()[at..at + 8].try_into().unwrap());
-        Place { url: seed % 3 == 0, hash: TagHash(word(0), word(8)) }
+        Place { url: seed.is_multiple_of(3), hash: TagHash(word(0), word(8)) }
     }
 
     fn fetched_now(ledger: &Ledger) -> Provenance {

@@ -287,3 +287,6 @@ pub struct RedisStats {
     /// Values that could not be read, deleted.
     pub corrupt: u64,
 }
+
+#[cfg(test)]
+mod tests;

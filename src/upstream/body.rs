@@ -28,11 +28,11 @@ pub struct ResponseBody {
     alarm: Pin<Box<Sleep>>,
 }
 
-/// What a call occupies.
+/// What a call occupies until it is dropped.
 #[derive(Debug)]
 pub(super) struct Holds {
     pub in_flight: InFlight,
-    pub place: Place,
+    pub _place: Place,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

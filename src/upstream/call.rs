@@ -34,7 +34,7 @@ pub(super) async fn run(
     let mut call =
         Call { upstream, worker, options, head: Request::from_parts(head, ()), source: Source::new(content) };
     let (response, attempt) = call.send().await?;
-    let holds = Holds { in_flight: attempt.succeeded(), place };
+    let holds = Holds { in_flight: attempt.succeeded(), _place: place };
     Ok(response.map(|content| ResponseBody::new(content, holds, upstream.config.idle_timeout)))
 }
 

@@ -219,3 +219,107 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use bytes::Bytes;
+    use http::header::{CONNECTION, HOST, UPGRADE};
+    use http::{HeaderValue, Request, Response, Version};
+    use http_body_util::{BodyExt, Full};
+    use tokio::net::TcpListener;
+
+    use super::super::tests::{SOON, config, fetch, get, holding, post, text, upstream};
+    use super::super::{CallOptions, HostRule, UpstreamConfig, UpstreamError};
+    use super::*;
+
+    /// A TLS server for `localhost` and `literal.test` that answers with version, authority, Host, server name, and the
+    /// request's content.
+    #[allow(clippy::disallowed_methods, reason = "a test's server ends with its runtime")]
+    async fn tls_server() -> (SocketAddr, Arc<rustls::ClientConfig>) {
+        let names = ["localhost".to_owned(), "literal.test".to_owned()];
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls_pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+        let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let server = server.with_safe_default_protocol_versions().expect("versions").with_no_client_auth();
+        let mut server = server.with_single_cert(vec![cert.der().clone()], key).expect("a certificate");
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(cert.der().clone()).expect("a certificate");
+        let client = rustls::ClientConfig::builder_with_provider(provider);
+        let client = client.with_safe_default_protocol_versions().expect("versions").with_root_certificates(roots);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let name = stream.get_ref().1.server_name().unwrap_or_default().to_owned();
+                let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+                    let host = request.headers().get(HOST).map(|it| it.to_str().expect("text")).unwrap_or_default();
+                    let mut answer = format!("{:?} {authority} {host} {name}", request.version()).into_bytes();
+                    async move {
+                        answer.extend(request.into_body().collect().await?.to_bytes());
+                        Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(answer))))
+                    }
+                });
+                tokio::spawn(async move {
+                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        (address, Arc::new(client.with_no_client_auth()))
+    }
+
+    #[tokio::test]
+    async fn https_speaks_http_2_and_verifies_the_name_it_sends() {
+        let (address, tls) = tls_server().await;
+        let own = format!("localhost:{}", address.port());
+        let options =
+            CallOptions { client_host: Some(HeaderValue::from_static("shop.test")), ..CallOptions::default() };
+        for (rule, authority, name) in [
+            (HostRule::Upstream, own.as_str(), "localhost"),
+            (HostRule::Preserve, "shop.test", "localhost"),
+            (HostRule::Literal(HeaderValue::from_static("literal.test")), "literal.test", "literal.test"),
+        ] {
+            let config = UpstreamConfig { host: rule, tls: Arc::clone(&tls), ..config(&[format!("https://{own}")]) };
+            let upstream = upstream(config);
+            let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
+            assert_eq!(response.version(), Version::HTTP_2);
+            assert_eq!(text(response).await, format!("HTTP/2.0 {authority}  {name}"));
+            let mut request = get("/");
+            request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            let response = upstream.fetch(0, request, &options).await.expect("a response");
+            assert_eq!(text(response).await, format!("HTTP/1.1  {authority} {name}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn content_travels_over_http_2() {
+        let (address, tls) = tls_server().await;
+        let upstream = upstream(UpstreamConfig { tls, ..config(&[format!("https://localhost:{}", address.port())]) });
+        let request = post("hello");
+        let answer = text(fetch(&upstream, request).await.expect("a response")).await;
+        assert_eq!(answer, format!("HTTP/2.0 localhost:{}  localhosthello", address.port()));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_nobody_vouches_for_is_refused() {
+        let (address, _) = tls_server().await;
+        let upstream = upstream(config(&[format!("https://localhost:{}", address.port())]));
+        assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::Connect));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_finish_tls_is_given_up() {
+        let url = holding("").await.replace("http:", "https:");
+        let upstream = upstream(UpstreamConfig { connect_timeout: SOON, ..config(&[url]) });
+        assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::ConnectTimeout));
+    }
+}

@@ -222,3 +222,6 @@ pub struct ServerStats {
     /// Failures.
     pub failures: u64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,21 +64,21 @@ impl Drop for Waiting<'_> {
 mod tests {
     use super::*;
 
-    const WAIT: Duration = Duration::from_secs(2);
+    const WAIT: Duration = Duration::from_millis(20);
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_finds_no_place_in_time_is_turned_away() {
         let room = Room::new(1, 1, WAIT);
         let _place = room.enter().await.expect("a free place");
-        let before = tokio::time::Instant::now();
+        let before = std::time::Instant::now();
         assert_eq!(room.enter().await.err(), Some(UpstreamError::Overloaded));
-        assert_eq!(before.elapsed(), WAIT);
+        assert!(before.elapsed() >= WAIT);
         assert_eq!(room.pending.load(Ordering::Acquire), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_place_that_is_given_back_goes_to_who_waits() {
-        let room = Room::new(1, 1, WAIT);
+        let room = Room::new(1, 1, Duration::from_secs(60));
         let place = room.enter().await.expect("a free place");
         let (waited, turned_away, ()) = tokio::join!(biased; room.enter(), room.enter(), async { drop(place) });
         assert!(waited.is_ok());

@@ -98,7 +98,11 @@ impl RedisTier {
 
 /// Sixteen hexadecimal digits, not all zero.
 fn parse(value: Option<&[u8]>) -> Option<Epoch> {
-    let text = std::str::from_utf8(value?).ok().filter(|text| text.len() == 16)?;
+    let digits = value?;
+    if digits.len() != 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let text = std::str::from_utf8(digits).ok()?;
     u64::from_str_radix(text, 16).ok().filter(|epoch| *epoch != 0).map(Epoch)
 }
 

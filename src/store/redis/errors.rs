@@ -14,8 +14,10 @@ use crate::store::codec::Unreadable;
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::Event;
 
-/// How long writes pause when Redis refuses them, and how often one kind of event is told and a reconnection forced.
+/// How long writes pause when Redis refuses them, and how often a reconnection is forced for it.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often one kind of event is told.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// The bound on a forced reconnection.
 const RECONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -36,7 +38,7 @@ pub(super) enum Trouble {
     Other,
 }
 
-/// Counters and events, each kind at most once a second.
+/// Counters and events, each kind of event at most once in [`TOLD_EVERY`].
 pub(super) struct Reports {
     telemetry: Arc<Telemetry>,
     started: Instant,
@@ -59,7 +61,7 @@ const CONNECTING: u8 = 0;
 const UP: u8 = 1;
 const DOWN: u8 = 2;
 
-/// Lets through one in [`PAUSE`].
+/// Lets through one in a while; it holds the time of the next, in milliseconds.
 #[derive(Default)]
 struct Pace(AtomicU64);
 
@@ -115,7 +117,7 @@ impl RedisTier {
     /// A value that could not be read.
     pub(super) fn unreadable(&self, why: Unreadable) {
         self.reports.corrupt.fetch_add(1, Ordering::Relaxed);
-        if self.reports.pace(&self.reports.corrupt_told) {
+        if self.reports.pace(&self.reports.corrupt_told, TOLD_EVERY) {
             self.reports.telemetry.emit(&Event::RedisCorrupt { reason: why.as_str() });
         }
     }
@@ -160,7 +162,7 @@ impl RedisTier {
 
     /// Behind a failover the name may lead elsewhere by now.
     fn look_for_another_server(&self) {
-        if !self.reports.pace(&self.reports.reconnection) {
+        if !self.reports.pace(&self.reports.reconnection, PAUSE) {
             return;
         }
         for client in self.lanes.iter().filter_map(|lane| lane.client()) {
@@ -223,7 +225,7 @@ impl Reports {
 
     /// Something an operator should know.
     pub(super) fn tell(&self, reason: &str) {
-        if self.pace(&self.error_told) {
+        if self.pace(&self.error_told, TOLD_EVERY) {
             self.telemetry.emit(&Event::RedisError { reason: reason.to_owned() });
         }
     }
@@ -238,7 +240,7 @@ impl Reports {
 
     fn refused(&self, error: &Error) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        if self.pace(&self.refusal_told) {
+        if self.pace(&self.refusal_told, TOLD_EVERY) {
             self.telemetry.emit(&Event::RedisWriteRefused { reason: error.to_string() });
         }
     }
@@ -247,8 +249,8 @@ impl Reports {
         self.writes_paused_until.store(self.millis() + millis(PAUSE), Ordering::Relaxed);
     }
 
-    fn pace(&self, pace: &Pace) -> bool {
-        pace.lets_through(self.millis())
+    fn pace(&self, pace: &Pace, every: Duration) -> bool {
+        pace.lets_through(self.millis(), every)
     }
 
     fn millis(&self) -> u64 {
@@ -258,9 +260,10 @@ impl Reports {
 
 impl Pace {
     /// Whether it is time, at `now` milliseconds.
-    fn lets_through(&self, now: u64) -> bool {
+    fn lets_through(&self, now: u64, every: Duration) -> bool {
         let next = self.0.load(Ordering::Relaxed);
-        now >= next && self.0.compare_exchange(next, now + millis(PAUSE), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let after = now.saturating_add(millis(every));
+        now >= next && self.0.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -292,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pace_lets_through_one_a_second() {
+    fn a_pace_lets_through_one_in_its_time() {
         let pace = Pace::default();
-        let let_through: Vec<u64> = (0..3500).filter(|now| pace.lets_through(*now)).collect();
+        let let_through: Vec<u64> = (0..3500).filter(|now| pace.lets_through(*now, PAUSE)).collect();
         assert_eq!(let_through, [0, 1000, 2000, 3000]);
     }
 }

@@ -1,0 +1,67 @@
+//! A real `redis-server` on a free port, ended by its id when dropped.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A Redis process that keeps nothing on disk.
+pub(super) struct Server {
+    pub(super) port: u16,
+    process: Child,
+}
+
+impl Server {
+    pub(super) fn start(arguments: &[&str]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+        Self::start_on(port, arguments)
+    }
+
+    pub(super) fn start_on(port: u16, arguments: &[&str]) -> Self {
+        let process = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed: `make test` does so");
+        let server = Self { port, process };
+        let until = Instant::now() + Duration::from_secs(10);
+        while server.command("PING").is_none() {
+            assert!(Instant::now() < until, "redis-server does not answer on port {port}");
+            std::thread::yield_now();
+        }
+        server
+    }
+
+    /// Sends a signal by name: `STOP`, `CONT`.
+    pub(super) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Sends one inline command on a connection of its own and returns what comes first.
+    pub(super) fn command(&self, line: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(format!("{line}\r\n").as_bytes()).ok()?;
+        let mut answer = [0; 65536];
+        let length = stream.read(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    /// The keys of records and bodies.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let answer = self.command("KEYS t:r:*").expect("redis answers");
+        let mut keys: Vec<String> = answer.lines().filter(|line| line.starts_with("t:")).map(str::to_owned).collect();
+        keys.sort();
+        keys
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
