@@ -1,195 +1,312 @@
-//! Dates and ages (RFC 9110 §5.6.7, RFC 9111 §5.1), read as leniently as the standards let a recipient.
+//! HTTP dates (RFC 9110 §5.6.7), read as leniently as the standard lets a recipient.
 
-use std::time::{Duration, UNIX_EPOCH};
-
-use http::header::{AGE, DATE, EXPIRES};
+use http::header::{DATE, EXPIRES};
 use http::{HeaderMap, HeaderValue};
 
 use crate::clock::Timestamp;
 
-/// The greatest `Age` that is kept; larger ones are read as this (RFC 9111 §1.2.2).
-const AGE_MAX: u64 = 1 << 31;
-const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const DAYS: [&[u8]; 7] = [b"Sunday", b"Monday", b"Tuesday", b"Wednesday", b"Thursday", b"Friday", b"Saturday"];
+const MONTHS: [&[u8; 3]; 12] =
+    [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+const SECONDS_PER_DAY: u64 = 86_400;
+/// The last second that a four-digit year can write.
+const LAST_SECOND: u64 = 253_402_300_799;
+/// The present that [`parse`] reads two-digit years by: 2026. What it misreads in later decades are dates
+/// more than half a century ahead in a form that nobody has sent for longer.
+const REFERENCE: Timestamp = Timestamp::from_secs(1_767_225_600);
 
-/// The time a field value names: IMF-fixdate, RFC 850 or asctime form; names in any case. The weekday is not checked
-/// against the date. Two-digit years are read as of the century that puts them at most 50 years ahead of 2026.
+/// The time a field value names: IMF-fixdate, RFC 850 or asctime form; names in any case.
 pub fn parse(value: &HeaderValue) -> Option<Timestamp> {
-    let text = value.to_str().ok()?.trim();
-    match text.split_once(',') {
-        Some((weekday, rest)) if is_name(weekday) => parse_after_comma(rest),
-        Some(_) => None,
-        None => parse_asctime(text),
+    parse_near(value, REFERENCE)
+}
+
+/// As [`parse`]; a two-digit year that seems more than 50 years after `now` is in the past (RFC 9110 §5.6.7).
+/// A time before 1970 is 1970. The day's name is not compared with the date (RFC 9111 §4.2: names in any case,
+/// but no zone other than GMT).
+pub fn parse_near(value: &HeaderValue, now: Timestamp) -> Option<Timestamp> {
+    let text = value.as_bytes().trim_ascii();
+    let comma = text.iter().position(|&byte| byte == b',');
+    match comma {
+        Some(3) => imf_fixdate(text),
+        Some(at) => rfc850(&text[..at], &text[at + 1..], now),
+        None => asctime(text),
     }
 }
 
-/// `time` in IMF-fixdate form.
-pub fn format(time: Timestamp) -> HeaderValue {
-    let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(time.as_secs()));
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"))
-}
-
-/// A response's `Date`, where it has exactly one valid one.
+/// A response's valid `Date`.
 pub fn date(fields: &HeaderMap) -> Option<Timestamp> {
     fields.get(DATE).and_then(parse)
 }
 
-/// A response's `Expires`: none without it; a repeated or invalid one is in the past (RFC 9111 §5.3).
+/// The time that `Expires` names; the distant past when it is invalid or repeated (RFC 9111 §5.3, §4.2.1).
 pub fn expires(fields: &HeaderMap) -> Option<Timestamp> {
     let mut lines = fields.get_all(EXPIRES).iter();
     let first = lines.next()?;
-    let is_repeated = lines.any(|other| other != first);
-    Some(parse(first).filter(|_| !is_repeated).unwrap_or_default())
+    let only = if lines.next().is_none() { parse(first) } else { None };
+    Some(only.unwrap_or_default())
 }
 
-/// A response's `Age`: the first value counts; an invalid one is ignored (RFC 9111 §5.1).
-pub fn age(fields: &HeaderMap) -> Duration {
-    let first = fields.get(AGE).and_then(|value| value.to_str().ok()).and_then(|text| text.split(',').next());
-    let digits = first.map(str::trim).filter(|text| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit()));
-    let seconds = digits.map_or(0, |digits| digits.parse().unwrap_or(AGE_MAX));
-    Duration::from_secs(seconds.min(AGE_MAX))
+/// `time` in IMF-fixdate form.
+pub fn format(time: Timestamp) -> HeaderValue {
+    let seconds = time.as_secs().min(LAST_SECOND);
+    let (days, second) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
+    let (year, month, day) = civil(days);
+    let mut text = *b"Day, 00 Mon 0000 00:00:00 GMT";
+    // 1970-01-01 was a Thursday.
+    text[..3].copy_from_slice(&DAYS[index((days + 4) % 7)][..3]);
+    write_digits(&mut text[5..7], day);
+    text[8..11].copy_from_slice(MONTHS[index(month - 1)]);
+    write_digits(&mut text[12..16], year);
+    write_digits(&mut text[17..19], second / 3600);
+    write_digits(&mut text[20..22], second / 60 % 60);
+    write_digits(&mut text[23..25], second % 60);
+    HeaderValue::from_bytes(&text).expect("letters, digits and punctuation")
 }
 
-/// `06 Nov 1994 08:49:37 GMT` or `06-Nov-94 08:49:37 GMT`.
-fn parse_after_comma(text: &str) -> Option<Timestamp> {
-    let mut words = text.split_ascii_whitespace();
-    let first = words.next()?;
-    let (day, month, year) = if first.contains('-') {
-        let mut parts = first.split('-');
-        (parts.next()?, parts.next()?, century(parts.next()?)?)
-    } else {
-        (first, words.next()?, number(words.next()?, 4)?)
-    };
-    let (time, zone) = (words.next()?, words.next()?);
-    if !zone.eq_ignore_ascii_case("gmt") || words.next().is_some() {
+/// `Sun, 06 Nov 1994 08:49:37 GMT`
+fn imf_fixdate(text: &[u8]) -> Option<Timestamp> {
+    if text.len() != 29 || text[4] != b' ' || text[7] != b' ' || text[11] != b' ' || text[16] != b' ' {
         return None;
     }
-    assemble(year, month, day, time)
+    is_day(&text[..3], false)?;
+    is_gmt(&text[25..])?;
+    timestamp(number(&text[12..16])?, month(&text[8..11])?, number(&text[5..7])?, clock(&text[17..25])?)
 }
 
-/// `Sun Nov  6 08:49:37 1994`.
-fn parse_asctime(text: &str) -> Option<Timestamp> {
-    let mut words = text.split_ascii_whitespace();
-    let (weekday, month, day, time, year) = (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
-    if !is_name(weekday) || words.next().is_some() {
+/// `Sunday, 06-Nov-94 08:49:37 GMT`
+fn rfc850(day_name: &[u8], text: &[u8], now: Timestamp) -> Option<Timestamp> {
+    is_day(day_name, true)?;
+    if text.len() != 23 || text[0] != b' ' || text[3] != b'-' || text[7] != b'-' || text[10] != b' ' {
         return None;
     }
-    assemble(number(year, 4)?, month, day, time)
+    is_gmt(&text[19..])?;
+    let (month, day, clock) = (month(&text[4..7])?, number(&text[1..3])?, clock(&text[11..19])?);
+    let in_century = number(&text[8..10])?;
+    let (this_year, ..) = civil(now.as_secs() / SECONDS_PER_DAY);
+    let horizon = this_year + 50;
+    let year = horizon - (horizon + 100 - in_century) % 100;
+    let time = timestamp(year, month, day, clock)?;
+    // In the horizon's own year, the day and the hour decide.
+    let ahead = timestamp(horizon, 1, 1, 0)?.since(timestamp(this_year, 1, 1, 0)?);
+    if time > now.plus(ahead) { timestamp(year - 100, month, day, clock) } else { Some(time) }
 }
 
-fn assemble(year: u64, month: &str, day: &str, time: &str) -> Option<Timestamp> {
-    let month = MONTHS.iter().position(|name| name.eq_ignore_ascii_case(month))? as u64 + 1;
-    let day = number(day, 2)?;
-    let mut parts = time.split(':');
-    let (hour, minute, second) = (parts.next()?, parts.next()?, parts.next()?);
-    let (hour, minute, second) = (number(hour, 2)?, number(minute, 2)?, number(second, 2)?);
-    let is_valid = (1..=days_in(year, month)).contains(&day) && hour < 24 && minute < 60 && second < 61;
-    if !is_valid || parts.next().is_some() || year < 1970 {
-        // Everything before the epoch is as long ago as matters.
-        return (is_valid && year >= 1).then_some(Timestamp::default());
+/// `Sun Nov  6 08:49:37 1994`
+fn asctime(text: &[u8]) -> Option<Timestamp> {
+    if text.len() != 24 || text[3] != b' ' || text[7] != b' ' || text[10] != b' ' || text[19] != b' ' {
+        return None;
     }
-    let seconds = days_before(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second.min(59);
+    is_day(&text[..3], false)?;
+    let day = if text[8] == b' ' { &text[9..10] } else { &text[8..10] };
+    timestamp(number(&text[20..])?, month(&text[4..7])?, number(day)?, clock(&text[11..19])?)
+}
+
+fn is_day(name: &[u8], whole: bool) -> Option<()> {
+    let length = |day: &'static [u8]| if whole { day.len() } else { 3 };
+    DAYS.iter().any(|day| name.eq_ignore_ascii_case(&day[..length(day)])).then_some(())
+}
+
+/// RFC 9111 §4.2: a zone other than GMT makes the date invalid.
+fn is_gmt(text: &[u8]) -> Option<()> {
+    text.eq_ignore_ascii_case(b" GMT").then_some(())
+}
+
+fn month(name: &[u8]) -> Option<u64> {
+    let at = MONTHS.iter().position(|month| name.eq_ignore_ascii_case(&month[..]))?;
+    Some(at as u64 + 1)
+}
+
+/// The second of the day of `08:49:37`; 60 is a leap second.
+fn clock(text: &[u8]) -> Option<u64> {
+    if text[2] != b':' || text[5] != b':' {
+        return None;
+    }
+    let (hour, minute, second) = (number(&text[..2])?, number(&text[3..5])?, number(&text[6..])?);
+    (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second)
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |sum, &byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
+}
+
+fn timestamp(year: u64, month: u64, day: u64, second: u64) -> Option<Timestamp> {
+    if day == 0 || day > days_in(year, month) {
+        return None;
+    }
+    let seconds = days_before(year, month, day).map_or(0, |days| days * SECONDS_PER_DAY + second);
     Some(Timestamp::from_secs(seconds))
 }
 
-/// Days from the epoch to a date of the Gregorian calendar.
-fn days_before(year: u64, month: u64, day: u64) -> u64 {
-    let leap_days = |year: u64| year / 4 - year / 100 + year / 400;
-    let years = (year - 1970) * 365 + leap_days(year - 1) - leap_days(1969);
-    years + (1..month).map(|month| days_in(year, month)).sum::<u64>() + day - 1
-}
-
 const fn days_in(year: u64, month: u64) -> u64 {
-    let is_leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     match month {
-        2 if is_leap => 29,
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
         2 => 28,
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     }
 }
 
-fn century(two_digits: &str) -> Option<u64> {
-    let year = number(two_digits, 2)?;
-    Some(if year > 76 { 1900 + year } else { 2000 + year })
+/// The days from 1970-01-01 to a date; the count of a year that begins in March makes leap days last.
+/// None for a date before 1970.
+const fn days_before(year: u64, month: u64, day: u64) -> Option<u64> {
+    if year < 1970 {
+        return None;
+    }
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let leap_days = year / 4 - year / 100 + year / 400;
+    Some(year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468)
 }
 
-fn number(text: &str, digits_max: usize) -> Option<u64> {
-    let is_number = !text.is_empty() && text.len() <= digits_max && text.bytes().all(|it| it.is_ascii_digit());
-    is_number.then(|| text.parse().ok()).flatten()
+/// Year, month and day, `days` after 1970-01-01.
+const fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
 }
 
-fn is_name(text: &str) -> bool {
-    text.len() >= 3 && text.bytes().all(|it| it.is_ascii_alphabetic())
+fn write_digits(text: &mut [u8], mut number: u64) {
+    for place in text.iter_mut().rev() {
+        *place = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
-    const SIXTH: u64 = 784_111_777;
-
-    #[test]
-    fn all_three_forms_are_read_in_any_case() {
-        let check = |text: &str, expected: Option<u64>| {
-            let parsed = parse(&HeaderValue::from_str(text).unwrap());
-            assert_eq!(parsed, expected.map(Timestamp::from_secs), "{text}");
-        };
-        check("Sun, 06 Nov 1994 08:49:37 GMT", Some(SIXTH));
-        check("sun, 06 nOV 1994 08:49:37 gmt", Some(SIXTH));
-        check("Sunday, 06-Nov-94 08:49:37 GMT", Some(SIXTH));
-        check("Sun Nov  6 08:49:37 1994", Some(SIXTH));
-        check("Mon Nov  6 08:49:37 1994", Some(SIXTH));
-        check("Thu, 01 Jan 1970 00:00:00 GMT", Some(0));
-        check("Mon, 01 Jan 1601 00:00:00 GMT", Some(0));
-        check("Thu, 29 Feb 2024 12:00:00 GMT", Some(1_709_208_000));
-        check("Thu, 29 Feb 2023 12:00:00 GMT", None);
-        check("Sun, 06 Nov 1994 08:49:37 PST", None);
-        check("Sun, 06 Nov 1994 08:49 GMT", None);
-        check("Sun, 06 Nov 1994 24:49:37 GMT", None);
-        check("0", None);
-        check("", None);
+    fn check(text: &str, expected: Option<u64>) {
+        let value = HeaderValue::from_str(text).unwrap();
+        assert_eq!(parse(&value), expected.map(Timestamp::from_secs), "{text}");
     }
 
     #[test]
-    fn what_is_formatted_reads_back() {
-        for seconds in [0, SIXTH, 1_709_208_000, 4_102_444_799] {
-            let time = Timestamp::from_secs(seconds);
-            assert_eq!(parse(&format(time)), Some(time));
+    fn the_three_forms_are_read() {
+        check("Sun, 06 Nov 1994 08:49:37 GMT", Some(784_111_777));
+        check("Sunday, 06-Nov-94 08:49:37 GMT", Some(784_111_777));
+        check("Sun Nov  6 08:49:37 1994", Some(784_111_777));
+        check("Sun Nov 06 08:49:37 1994", Some(784_111_777));
+        check("Thu Aug 18 02:01:18 2050", Some(2_544_400_878));
+        check("Thursday, 18-Aug-50 02:01:18 GMT", Some(2_544_400_878));
+        check("Sun, 21 Nov 2286 04:46:39 GMT", Some(10_000_039_599));
+    }
+
+    #[test]
+    fn names_in_any_case_and_a_wrong_weekday_are_accepted() {
+        for text in [
+            "THU, 18 Aug 2050 02:01:18 GMT",
+            "Thu, 18 AUG 2050 02:01:18 GMT",
+            "Thu, 18 Aug 2050 02:01:18 gMT",
+            "Mon, 18 Aug 2050 02:01:18 GMT",
+            "FRIDAY, 18-aug-50 02:01:18 gmt",
+            "mon aug 18 02:01:18 2050",
+        ] {
+            check(text, Some(2_544_400_878));
         }
     }
 
     #[test]
-    fn an_odd_expires_is_in_the_past() {
-        let check = |lines: &[&str], expected: Option<u64>| {
-            let mut fields = HeaderMap::new();
-            for line in lines {
-                fields.append(EXPIRES, HeaderValue::from_str(line).unwrap());
-            }
-            assert_eq!(expires(&fields), expected.map(Timestamp::from_secs), "{lines:?}");
-        };
-        check(&[], None);
-        check(&["Sun, 06 Nov 1994 08:49:37 GMT"], Some(SIXTH));
-        check(&["0"], Some(0));
-        check(&["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 2044 08:49:37 GMT"], Some(0));
+    fn what_is_no_date_is_refused() {
+        for text in [
+            "",
+            "0",
+            "-1",
+            ",",
+            "foo",
+            "Thu, 18 Aug 2050 02:01:18 UTC",
+            "Thu, 18 Aug 2050 02:01:18 AEST",
+            "Thu, 18 Aug 50 02:01:18 GMT",
+            "Thu 18 Aug 2050 02:01:18 GMT",
+            "Thu, 18  Aug  2050 02:01:18 GMT",
+            "Thu, 18-Aug-2050 02:01:18 GMT",
+            "Thu, 18 Aug 2050 02.01.18 GMT",
+            "Thu, 18 Aug 2050 2:01:18 GMT",
+            "Thu, 18 Aug 2050 24:01:18 GMT",
+            "Thu, 18 Aug 2050 23:60:18 GMT",
+            "Thu, 18 Aug 2050 23:01:61 GMT",
+            "Thu, 00 Aug 2050 02:01:18 GMT",
+            "Thu, 31 Jun 2050 02:01:18 GMT",
+            "Thu, 29 Feb 2100 02:01:18 GMT",
+            "Thu, 18 Foo 2050 02:01:18 GMT",
+            "Xyz, 18 Aug 2050 02:01:18 GMT",
+            "Thu, 18 Aug +050 02:01:18 GMT",
+            "Thursday, 18-Aug-50 02:01:18",
+            "Thu, 18-Aug-50 02:01:18 GMT",
+        ] {
+            check(text, None);
+        }
+        let bytes = HeaderValue::from_bytes(&[0xff; 29]).unwrap();
+        assert_eq!(parse(&bytes), None);
     }
 
     #[test]
-    fn age_is_the_first_valid_value() {
-        let check = |lines: &[&str], expected: u64| {
+    fn leap_days_and_seconds_are_dates() {
+        check("Tue, 29 Feb 2000 00:00:00 GMT", Some(951_782_400));
+        check("Thu, 29 Feb 2024 00:00:00 GMT", Some(1_709_164_800));
+        check("Sat, 31 Dec 2016 23:59:60 GMT", Some(1_483_228_800));
+        check("Thu, 01 Jan 1970 00:00:00 GMT", Some(0));
+        check("Mon, 01 Jan 1900 12:00:00 GMT", Some(0));
+        check("Sat, 01 Jan 0000 00:00:00 GMT", Some(0));
+    }
+
+    #[test]
+    fn a_two_digit_year_is_at_most_fifty_years_ahead() {
+        fn check(text: &str, now: &str, expected: &str) {
+            let read = |text: &str| parse(&HeaderValue::from_str(text).unwrap()).unwrap();
+            let time = parse_near(&HeaderValue::from_str(text).unwrap(), read(now)).unwrap();
+            assert_eq!(format(time), expected, "{text} at {now}");
+        }
+        let now = "Sat, 21 Nov 2026 00:00:00 GMT";
+        check("Sunday, 06-Nov-94 08:49:37 GMT", now, "Sun, 06 Nov 1994 08:49:37 GMT");
+        check("Sunday, 06-Nov-76 08:49:37 GMT", now, "Fri, 06 Nov 2076 08:49:37 GMT");
+        check("Sunday, 22-Nov-76 08:49:37 GMT", now, "Mon, 22 Nov 1976 08:49:37 GMT");
+        check("Sunday, 22-Nov-26 08:49:37 GMT", now, "Sun, 22 Nov 2026 08:49:37 GMT");
+        check("Sunday, 01-Jan-00 00:00:00 GMT", now, "Sat, 01 Jan 2000 00:00:00 GMT");
+        let later = "Mon, 01 Jan 2080 00:00:00 GMT";
+        check("Sunday, 06-Nov-94 08:49:37 GMT", later, "Sat, 06 Nov 2094 08:49:37 GMT");
+        check("Sunday, 06-Nov-29 08:49:37 GMT", later, "Sun, 06 Nov 2129 08:49:37 GMT");
+        check("Sunday, 06-Nov-30 08:49:37 GMT", later, "Wed, 06 Nov 2030 08:49:37 GMT");
+    }
+
+    #[test]
+    fn formatting_agrees_with_the_httpdate_crate_and_reading() {
+        let mut seconds = 0;
+        while seconds < LAST_SECOND {
+            let value = format(Timestamp::from_secs(seconds));
+            let theirs = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(value, theirs);
+            assert_eq!(parse(&value), Some(Timestamp::from_secs(seconds)));
+            seconds += 86_400 * 97 + 3_661;
+        }
+        assert_eq!(format(Timestamp::from_millis(u64::MAX)), "Fri, 31 Dec 9999 23:59:59 GMT");
+    }
+
+    #[test]
+    fn invalid_or_repeated_expires_is_in_the_past() {
+        fn check(lines: &[&'static str], expected: Option<u64>) {
             let mut fields = HeaderMap::new();
             for line in lines {
-                fields.append(AGE, HeaderValue::from_str(line).unwrap());
+                fields.append(EXPIRES, HeaderValue::from_static(line));
             }
-            assert_eq!(age(&fields).as_secs(), expected, "{lines:?}");
-        };
-        check(&[], 0);
-        check(&["7200"], 7200);
-        check(&["7200, 0"], 7200);
-        check(&["0, 7200"], 0);
-        check(&["0", "7200"], 0);
-        check(&["-7200"], 0);
-        check(&["7200.0"], 0);
-        check(&["99999999999999999999"], AGE_MAX);
-        check(&["abc"], 0);
+            assert_eq!(expires(&fields), expected.map(Timestamp::from_secs), "{lines:?}");
+        }
+        check(&[], None);
+        check(&["Thu, 18 Aug 2050 02:01:18 GMT"], Some(2_544_400_878));
+        check(&["0"], Some(0));
+        check(&[""], Some(0));
+        check(&["Thu, 18 Aug 2050 02:01:18 GMT", "Thu, 18 Aug 2050 02:01:18 GMT"], Some(0));
     }
 }

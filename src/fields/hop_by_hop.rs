@@ -6,27 +6,30 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName};
 
-const OWN: [HeaderName; 10] = [
+/// Removed wherever they are, named by `Connection` or not.
+const OWN: [HeaderName; 11] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
     HeaderName::from_static("proxy-authentication-info"),
+    PROXY_AUTHORIZATION,
     TE,
     TRAILER,
     TRANSFER_ENCODING,
     UPGRADE,
+    // Part of the upgrade to h2c, which is never forwarded (RFC 7540 §3.2.1).
+    HeaderName::from_static("http2-settings"),
 ];
 
-/// What `Connection` cannot take away: without these a message would mean something else to the next recipient.
+/// What `Connection` cannot take away: without these a message would mean something else than what was judged.
 const KEPT: [HeaderName; 6] = [AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE];
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
 /// name: Host, Cookie, Set-Cookie, Authorization, Cache-Control and Content-Length stay.
 pub fn remove(fields: &mut HeaderMap) {
-    if let Some(named) = named(fields) {
-        for name in named.iter().filter(|name| !KEPT.contains(name)) {
+    if fields.contains_key(CONNECTION) {
+        for name in named_by_connection(fields) {
             fields.remove(name);
         }
     }
@@ -35,40 +38,60 @@ pub fn remove(fields: &mut HeaderMap) {
     }
 }
 
-fn named(fields: &HeaderMap) -> Option<Vec<HeaderName>> {
-    fields.get(CONNECTION)?;
-    let lines = fields.get_all(CONNECTION).iter();
-    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    Some(members.filter_map(|member| HeaderName::from_bytes(member.trim_ascii()).ok()).collect())
+fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
+    let members = fields.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
+    members
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !KEPT.contains(name) && fields.contains_key(name))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use http::HeaderValue;
 
-    #[test]
-    fn the_connections_own_fields_go_and_the_essential_ones_stay() {
+    use super::*;
+
+    fn check(before: &[(&'static str, &'static str)], expected: &[&str]) {
         let mut fields = HeaderMap::new();
-        let lines = [
-            ("connection", "close, X-Mine, Cookie, Host"),
-            ("connection", "x-other"),
-            ("x-mine", "1"),
-            ("x-other", "2"),
-            ("cookie", "a=b"),
-            ("host", "a.test"),
-            ("keep-alive", "timeout=5"),
-            ("te", "trailers"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "h2c"),
-            ("accept", "*/*"),
-        ];
-        for (name, value) in lines {
-            fields.append(name, HeaderValue::from_static(value));
+        for (name, value) in before {
+            fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         remove(&mut fields);
         let mut left: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["accept", "cookie", "host"]);
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn the_connections_own_fields_go() {
+        for name in OWN {
+            let mut fields = HeaderMap::new();
+            fields.append(&name, HeaderValue::from_static("x"));
+            fields.append(&name, HeaderValue::from_static("y"));
+            remove(&mut fields);
+            assert!(fields.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_named_by_connection_go_but_for_the_kept_ones() {
+        check(
+            &[("connection", "close, X-A"), ("connection", "x-b"), ("x-a", "1"), ("x-b", "2"), ("x-c", "3")],
+            &["x-c"],
+        );
+        check(
+            &[
+                ("connection", "Cookie, Authorization, Host, Content-Length, Cache-Control, Set-Cookie, ,;, Age"),
+                ("cookie", "a"),
+                ("authorization", "b"),
+                ("host", "c"),
+                ("content-length", "1"),
+                ("cache-control", "no-store"),
+                ("set-cookie", "c"),
+                ("age", "1"),
+            ],
+            &["authorization", "cache-control", "content-length", "cookie", "host", "set-cookie"],
+        );
     }
 }

@@ -1,12 +1,17 @@
 //! Surrogate keys: the tags an origin gives a response (`Surrogate-Key`, `Cache-Tag`, RFC 9875 `Cache-Groups`).
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use sfv::{BareItem, List, ListEntry, Parser};
 
 /// The bound on an origin's tags per response.
 pub const TAGS_MAX: usize = 64;
 /// The bound on a tag's length, in bytes.
 pub const TAG_BYTES_MAX: usize = 128;
+
+const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
+const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
+const CACHE_GROUP_INVALIDATION: HeaderName = HeaderName::from_static("cache-group-invalidation");
 
 /// The origin named more or longer tags than are kept; the response is not stored, so that no purge falls short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,39 +20,61 @@ pub struct OverTagLimits;
 /// The origin's tags: `Surrogate-Key` split at spaces, `Cache-Tag` at commas, each as is;
 /// `Cache-Groups` members prefixed with `group:` and `origin` (their scope is the origin, RFC 9875 §2).
 pub fn tags(fields: &HeaderMap, origin: &str) -> Result<Box<[Box<str>]>, OverTagLimits> {
-    let mut tags: Vec<Box<str>> = Vec::new();
-    for line in lines(fields, "surrogate-key") {
-        tags.extend(line.split_ascii_whitespace().map(Box::from));
+    let mut tags = Vec::new();
+    for line in fields.get_all(SURROGATE_KEY) {
+        for tag in line.as_bytes().split(u8::is_ascii_whitespace) {
+            add(&mut tags, tag)?;
+        }
     }
-    for line in lines(fields, "cache-tag") {
-        tags.extend(line.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(Box::from));
+    for line in fields.get_all(CACHE_TAG) {
+        for tag in line.as_bytes().split(|&byte| byte == b',') {
+            add(&mut tags, tag.trim_ascii())?;
+        }
     }
-    if tags.iter().any(|tag| tag.len() > TAG_BYTES_MAX) {
-        return Err(OverTagLimits);
+    for group in groups(fields, &CACHE_GROUPS) {
+        if group.len() > TAG_BYTES_MAX {
+            return Err(OverTagLimits);
+        }
+        keep(&mut tags, group_tag(origin, &group))?;
     }
-    tags.extend(groups(fields, "cache-groups", origin));
-    if tags.len() > TAGS_MAX { Err(OverTagLimits) } else { Ok(tags.into()) }
+    Ok(tags.into_boxed_slice())
 }
 
 /// The groups that `Cache-Group-Invalidation` names, in the form that [`tags`] gives them (RFC 9875 §3).
 pub fn invalidated_groups(fields: &HeaderMap, origin: &str) -> Vec<Box<str>> {
-    groups(fields, "cache-group-invalidation", origin)
+    groups(fields, &CACHE_GROUP_INVALIDATION).iter().map(|group| group_tag(origin, group)).collect()
 }
 
-fn lines<'a>(fields: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
-    fields.get_all(name).iter().filter_map(|line| line.to_str().ok())
-}
-
-/// The strings of a Structured Field list; an invalid one has none, members of other types are skipped.
-fn groups(fields: &HeaderMap, name: &'static str, origin: &str) -> Vec<Box<str>> {
-    if !fields.contains_key(name) {
-        return Vec::new();
+fn add(tags: &mut Vec<Box<str>>, tag: &[u8]) -> Result<(), OverTagLimits> {
+    match tag.len() {
+        0 => Ok(()),
+        1..=TAG_BYTES_MAX => keep(tags, String::from_utf8_lossy(tag).into()),
+        _ => Err(OverTagLimits),
     }
-    let text = lines(fields, name).collect::<Vec<_>>().join(", ");
-    let Ok(list) = Parser::new(&text).parse::<List>() else { return Vec::new() };
-    let strings = list.iter().filter_map(|member| match member {
-        ListEntry::Item(item) => match &item.bare_item {
-            BareItem::String(group) => Some(format!("group:{origin}:{}", group.as_str()).into()),
+}
+
+fn keep(tags: &mut Vec<Box<str>>, tag: Box<str>) -> Result<(), OverTagLimits> {
+    if tags.contains(&tag) {
+        return Ok(());
+    }
+    if tags.len() == TAGS_MAX {
+        return Err(OverTagLimits);
+    }
+    tags.push(tag);
+    Ok(())
+}
+
+/// The strings of a list (RFC 9875 §2: an sf-list of Strings); none when it is not one. Members of other types and
+/// parameters are ignored.
+fn groups(fields: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    let mut list = List::new();
+    for line in fields.get_all(name) {
+        let Ok(longer) = Parser::new(line.as_bytes()).parse_list_with_visitor(list) else { return Vec::new() };
+        list = longer;
+    }
+    let strings = list.into_iter().filter_map(|member| match member {
+        ListEntry::Item(item) => match item.bare_item {
+            BareItem::String(text) => Some(String::from(text)),
             _ => None,
         },
         ListEntry::InnerList(_) => None,
@@ -55,34 +82,71 @@ fn groups(fields: &HeaderMap, name: &'static str, origin: &str) -> Vec<Box<str>>
     strings.collect()
 }
 
+/// A space cannot be in a surrogate key, so that none can be taken for another origin's group.
+fn group_tag(origin: &str, group: &str) -> Box<str> {
+    format!("group:{origin} {group}").into()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
     use http::HeaderValue;
 
-    #[test]
-    fn each_field_has_its_own_syntax() {
-        let check = |name: &'static str, value: &str, expected: &[&str]| {
-            let mut fields = HeaderMap::new();
-            fields.insert(name, HeaderValue::from_str(value).unwrap());
-            let found = tags(&fields, "https://a").unwrap();
-            assert_eq!(found.iter().map(|tag| &**tag).collect::<Vec<_>>(), expected, "{name}: {value}");
-        };
-        check("surrogate-key", "a b:1  c,d", &["a", "b:1", "c,d"]);
-        check("cache-tag", "a, b:1,,c d", &["a", "b:1", "c d"]);
-        check("cache-groups", "\"x\", \"y\";p, z", &["group:https://a:x", "group:https://a:y"]);
-        check("cache-groups", "\"x", &[]);
-        check("vary", "a", &[]);
+    use super::*;
+
+    fn of(fields: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    fn check(fields: &[(&'static str, &str)], expected: Result<&[&str], OverTagLimits>) {
+        let expected = expected.map(|tags| tags.iter().map(|tag| Box::from(*tag)).collect());
+        assert_eq!(tags(&of(fields), "https://a.test"), expected, "{fields:?}");
     }
 
     #[test]
-    fn too_many_or_too_long_tags_are_an_error() {
-        let check = |value: &str| {
-            let mut fields = HeaderMap::new();
-            fields.insert("surrogate-key", HeaderValue::from_str(value).unwrap());
-            assert_eq!(tags(&fields, ""), Err(OverTagLimits));
-        };
-        check(&"a ".repeat(TAGS_MAX + 1));
-        check(&"a".repeat(TAG_BYTES_MAX + 1));
+    fn tags_come_from_three_fields() {
+        check(&[], Ok(&[]));
+        check(&[("surrogate-key", " a  b:1 a,c ")], Ok(&["a", "b:1", "a,c"]));
+        check(&[("surrogate-key", "a"), ("surrogate-key", "b a")], Ok(&["a", "b"]));
+        check(&[("cache-tag", "a, b c ,, a")], Ok(&["a", "b c"]));
+        check(&[("cache-groups", "\"x\", \"Y z\";p=1")], Ok(&["group:https://a.test x", "group:https://a.test Y z"]));
+        check(
+            &[("cache-groups", "\"x\""), ("cache-groups", "\"y\""), ("surrogate-key", "k")],
+            Ok(&["k", "group:https://a.test x", "group:https://a.test y"]),
+        );
+    }
+
+    #[test]
+    fn invalid_groups_are_ignored() {
+        check(&[("cache-groups", "x")], Ok(&[]));
+        check(&[("cache-groups", "\"x\", y, (\"z\")")], Ok(&["group:https://a.test x"]));
+        check(&[("cache-groups", "\"x")], Ok(&[]));
+        check(&[("cache-groups", "(\"x\")")], Ok(&[]));
+    }
+
+    #[test]
+    fn over_the_limits_there_are_no_tags() {
+        let longest = "x".repeat(TAG_BYTES_MAX);
+        check(&[("surrogate-key", &longest)], Ok(&[&longest]));
+        check(&[("cache-tag", &format!("{longest}x"))], Err(OverTagLimits));
+        check(&[("cache-groups", &format!("\"{longest}x\""))], Err(OverTagLimits));
+        let many = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(tags(&of(&[("surrogate-key", &many(TAGS_MAX))]), "").map(|tags| tags.len()), Ok(TAGS_MAX));
+        check(&[("surrogate-key", &many(TAGS_MAX + 1))], Err(OverTagLimits));
+        assert_eq!(
+            tags(&of(&[("surrogate-key", &many(TAGS_MAX)), ("cache-tag", "0, 1")]), "").map(|tags| tags.len()),
+            Ok(TAGS_MAX)
+        );
+    }
+
+    #[test]
+    fn invalidated_groups_have_the_form_of_tags() {
+        let fields = of(&[("cache-group-invalidation", "\"x\", \"y\"")]);
+        let expected: [Box<str>; 2] = ["group:o x".into(), "group:o y".into()];
+        assert_eq!(invalidated_groups(&fields, "o"), expected);
+        assert!(invalidated_groups(&HeaderMap::new(), "o").is_empty());
     }
 }

@@ -1,91 +1,125 @@
 //! Targeted cache control (RFC 9213): the first valid field of a list replaces `Cache-Control` and `Expires`.
 
-use std::time::Duration;
+use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName};
-use sfv::{BareItem, Dictionary, ListEntry, Parser};
+use sfv::{BareItem, Dictionary, Item, ListEntry, Parser};
 
-use super::cache_control::{CacheControl, Qualified};
+use super::cache_control::{Argument, CacheControl};
 
 /// The directives of the first of `names` that is present and a valid Structured Field dictionary.
 /// An empty or invalid one is ignored (RFC 9213 §2.2).
 pub fn targeted(fields: &HeaderMap, names: &[HeaderName]) -> Option<CacheControl> {
-    names.iter().filter(|name| fields.contains_key(*name)).find_map(|name| directives(fields, name))
+    names.iter().find_map(|name| directives(fields, name))
 }
 
 fn directives(fields: &HeaderMap, name: &HeaderName) -> Option<CacheControl> {
-    let lines: Vec<&[u8]> = fields.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
-    let dictionary: Dictionary = Parser::new(&lines.join(&b", "[..])).parse().ok()?;
+    let mut dictionary = Dictionary::new();
+    for line in fields.get_all(name) {
+        dictionary = Parser::new(line.as_bytes()).parse_dictionary_with_visitor(dictionary).ok()?;
+    }
     if dictionary.is_empty() {
         return None;
     }
     let mut directives = CacheControl::default();
-    for (key, member) in &dictionary {
-        if let ListEntry::Item(item) = member {
-            add(&mut directives, key.as_str(), &item.bare_item);
-        }
+    for (name, member) in &dictionary {
+        add(&mut directives, name.as_str(), member);
     }
     Some(directives)
 }
 
-/// A directive whose value is not of its type is ignored (RFC 9213 §2.1).
-fn add(directives: &mut CacheControl, name: &str, value: &BareItem) {
-    let is_set = *value == BareItem::Boolean(true);
-    let seconds = match value {
-        BareItem::Integer(seconds) => u64::try_from(i64::from(*seconds)).ok().map(Duration::from_secs),
-        _ => None,
+/// A directive's value has the type that RFC 9213 §2.1 infers: true, an integer, or a string of field names.
+/// One of another type is not consumed, and the directive is read in the most restrictive way: origins that
+/// write `max-age="60"` get no freshness rather than a route's. Parameters are ignored.
+fn add(directives: &mut CacheControl, name: &str, member: &ListEntry) {
+    let argument = match member {
+        ListEntry::Item(Item { bare_item, .. }) => match bare_item {
+            BareItem::Boolean(false) => return,
+            BareItem::Boolean(true) => Argument::Absent,
+            BareItem::Integer(number) => Argument::Text(Cow::Owned(number.to_string().into_bytes())),
+            BareItem::String(text) if takes_names(name) => Argument::Text(Cow::Borrowed(text.as_str().as_bytes())),
+            BareItem::Token(text) if takes_names(name) => Argument::Text(Cow::Borrowed(text.as_str().as_bytes())),
+            _ => Argument::Malformed,
+        },
+        ListEntry::InnerList(_) => Argument::Malformed,
     };
-    // A list of field names comes as a string; the whole response is meant, to be safe.
-    let is_named = is_set || matches!(value, BareItem::String(_) | BareItem::Token(_));
-    match name {
-        "no-store" => directives.no_store |= is_set,
-        "no-cache" if is_named => directives.no_cache = Qualified::Whole,
-        "private" if is_named => directives.private = Qualified::Whole,
-        "public" => directives.public |= is_set,
-        "must-revalidate" => directives.must_revalidate |= is_set,
-        "proxy-revalidate" => directives.proxy_revalidate |= is_set,
-        "must-understand" => directives.must_understand |= is_set,
-        "no-transform" => directives.no_transform |= is_set,
-        "immutable" => directives.immutable |= is_set,
-        "max-age" => directives.max_age = seconds,
-        "s-maxage" => directives.s_maxage = seconds,
-        "stale-while-revalidate" => directives.stale_while_revalidate = seconds,
-        "stale-if-error" => directives.stale_if_error = seconds,
-        _ => {}
-    }
+    directives.add(name.as_bytes(), &argument);
+}
+
+fn takes_names(directive: &str) -> bool {
+    matches!(directive, "no-cache" | "private")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use http::HeaderValue;
+    use std::time::Duration;
 
-    #[test]
-    fn only_a_valid_dictionary_counts() {
-        let check = |value: &str, expected: Option<Option<u64>>| {
-            let mut fields = HeaderMap::new();
-            fields.insert("cdn-cache-control", HeaderValue::from_str(value).unwrap());
-            let found = targeted(&fields, &[HeaderName::from_static("cdn-cache-control")]);
-            assert_eq!(found.map(|it| it.max_age.map(|age| age.as_secs())), expected, "{value}");
-        };
-        check("max-age=60", Some(Some(60)));
-        check("max-age=60;a=b, foo", Some(Some(60)));
-        check("max-age=\"60\"", Some(None));
-        check("max-age=60.5", Some(None));
-        check("max-age=-5", Some(None));
-        check("max-age=1, max-age=2", Some(Some(2)));
-        check("max-age=60,", None);
-        check("MAX-AGE=60", None);
-        check("", None);
-        check("max-age=60 foo", None);
+    use http::HeaderValue;
+    use http::header::SET_COOKIE;
+
+    use super::*;
+    use crate::fields::cache_control::Qualified;
+
+    const CDN: HeaderName = HeaderName::from_static("cdn-cache-control");
+    const OWN: HeaderName = HeaderName::from_static("aside-cache-control");
+
+    fn of(lines: &[&str]) -> Option<CacheControl> {
+        let mut fields = HeaderMap::new();
+        for line in lines {
+            fields.append(CDN, HeaderValue::from_str(line).unwrap());
+        }
+        targeted(&fields, &[OWN, CDN])
+    }
+
+    fn with_max_age(seconds: u64) -> CacheControl {
+        CacheControl { max_age: Some(Duration::from_secs(seconds)), ..CacheControl::default() }
     }
 
     #[test]
-    fn the_first_valid_field_of_the_list_wins() {
+    fn a_valid_dictionary_gives_directives() {
+        assert_eq!(of(&["max-age=60"]), Some(with_max_age(60)));
+        assert_eq!(of(&["max-age=60;p=1, unknown"]), Some(with_max_age(60)));
+        assert_eq!(of(&["max-age=1, max-age=60"]), Some(with_max_age(60)));
+        assert_eq!(of(&["unknown=(1 2)", "max-age=60"]), Some(with_max_age(60)));
+        assert_eq!(of(&["max-age=99999999999"]), Some(with_max_age(1 << 31)));
+        assert_eq!(of(&["no-store"]), Some(CacheControl { no_store: true, ..CacheControl::default() }));
+        assert_eq!(of(&["no-store=?0"]), Some(CacheControl::default()));
+    }
+
+    #[test]
+    fn qualified_directives_take_strings() {
+        let private = |line| of(&[line]).unwrap().private;
+        assert_eq!(private("private=\"set-cookie\""), Qualified::Fields(vec![SET_COOKIE]));
+        assert_eq!(private("private"), Qualified::Whole);
+        assert_eq!(private("private=(a b)"), Qualified::Whole);
+        assert_eq!(private("private=1.5"), Qualified::Whole);
+    }
+
+    #[test]
+    fn an_empty_or_invalid_field_is_ignored() {
+        for line in ["", " ", "max-age=10000, &&&&&", "MaX-aGe=60", "max-age =60", "max-age= 60", "max-age=60,"] {
+            assert_eq!(of(&[line]), None, "{line}");
+        }
+        assert_eq!(of(&["max-age=60", "!"]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_gives_no_freshness() {
+        for value in ["\"10000\"", "10.0", "-1", "x", "(1)", "?1"] {
+            assert_eq!(of(&[&format!("max-age={value}")]), Some(with_max_age(0)), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_first_valid_name_wins() {
         let mut fields = HeaderMap::new();
-        fields.insert("a", HeaderValue::from_static("&&"));
-        fields.insert("b", HeaderValue::from_static("no-store"));
-        let names = ["a", "b"].map(HeaderName::from_static);
-        assert!(targeted(&fields, &names).is_some_and(|it| it.no_store));
+        fields.insert(CDN, HeaderValue::from_static("max-age=1"));
+        fields.insert(OWN, HeaderValue::from_static("max-age=2"));
+        assert_eq!(targeted(&fields, &[OWN, CDN]), Some(with_max_age(2)));
+        assert_eq!(targeted(&fields, &[CDN, OWN]), Some(with_max_age(1)));
+        fields.insert(OWN, HeaderValue::from_static("!"));
+        assert_eq!(targeted(&fields, &[OWN, CDN]), Some(with_max_age(1)));
+        assert_eq!(targeted(&fields, &[]), None);
     }
 }

@@ -1,7 +1,9 @@
 //! Validators and the conditions over them (RFC 9110 §8.8, §13.1).
 
-use http::HeaderMap;
+use std::time::Duration;
+
 use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::date;
 use crate::clock::Timestamp;
@@ -16,17 +18,13 @@ pub struct EntityTag {
 impl EntityTag {
     /// Parses one entity tag; lenient about a missing pair of quotes, as origins are.
     pub fn parse(value: &[u8]) -> Option<Self> {
-        let value = value.trim_ascii();
-        let (weak, opaque) = match value.strip_prefix(b"W/") {
-            Some(opaque) => (true, opaque),
-            None => (false, value),
-        };
-        (!opaque.is_empty()).then(|| Self { opaque: opaque.into(), weak })
+        let (tag, rest) = TagText::first(value)?;
+        rest.trim_ascii().is_empty().then(|| tag.to_owned())
     }
 
     /// The `ETag` of a response.
     pub fn of(fields: &HeaderMap) -> Option<Self> {
-        fields.get(ETAG).and_then(|value| Self::parse(value.as_bytes()))
+        Self::parse(fields.get(ETAG)?.as_bytes())
     }
 
     /// Whether the tag is strong.
@@ -45,6 +43,40 @@ impl EntityTag {
     }
 }
 
+/// An entity tag within a field value: its opaque text without quotes.
+#[derive(Clone, Copy)]
+struct TagText<'a> {
+    opaque: &'a [u8],
+    weak: bool,
+}
+
+impl<'a> TagText<'a> {
+    /// The tag at the head of a list, and what follows it.
+    fn first(text: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let text = text.trim_ascii();
+        let (weak, text) = match text {
+            [b'W' | b'w', b'/', rest @ ..] => (true, rest),
+            text => (false, text),
+        };
+        let (opaque, rest) = match text {
+            [b'"', quoted @ ..] => {
+                let end = quoted.iter().position(|&byte| byte == b'"')?;
+                (&quoted[..end], &quoted[end + 1..])
+            }
+            bare => {
+                let end = bare.iter().position(|&byte| byte == b',').unwrap_or(bare.len());
+                (bare[..end].trim_ascii(), &bare[end..])
+            }
+        };
+        let empty = opaque.is_empty() && !text.starts_with(b"\"");
+        (!empty).then_some((Self { opaque, weak }, rest))
+    }
+
+    fn to_owned(self) -> EntityTag {
+        EntityTag { opaque: [b"\"", self.opaque, b"\""].concat().into(), weak: self.weak }
+    }
+}
+
 /// The validators of a stored response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Validators {
@@ -57,8 +89,7 @@ pub struct Validators {
 impl Validators {
     /// The validators among a response's fields.
     pub fn of(fields: &HeaderMap) -> Self {
-        let last_modified = fields.get(LAST_MODIFIED).and_then(date::parse);
-        Self { etag: EntityTag::of(fields), last_modified }
+        Self { etag: EntityTag::of(fields), last_modified: date_of(fields, LAST_MODIFIED) }
     }
 
     /// Whether there is none.
@@ -79,95 +110,198 @@ pub enum Condition {
 }
 
 /// Evaluates `If-None-Match`, else `If-Modified-Since` (RFC 9111 §4.3.2, RFC 9110 §13.2.2).
-/// `date` is when the stored response was generated, used where it has no `Last-Modified`.
+/// `date` is the stored response's `Date`, used where it has no `Last-Modified`.
 pub fn evaluate(request: &HeaderMap, stored: &HeaderMap, date: Timestamp) -> Condition {
-    if request.contains_key(IF_NONE_MATCH) {
-        return evaluate_none_match(request, stored);
+    let not_modified = if request.contains_key(IF_NONE_MATCH) {
+        if_none_match_names(request, stored)
+    } else {
+        // RFC 9110 §13.1.3: an invalid date, or more than one, is ignored.
+        let Some(since) = only(request, IF_MODIFIED_SINCE).and_then(date::parse) else { return Condition::None };
+        date_of(stored, LAST_MODIFIED).unwrap_or(date).as_secs() <= since.as_secs()
+    };
+    if not_modified { Condition::NotModified } else { Condition::Modified }
+}
+
+fn if_none_match_names(request: &HeaderMap, stored: &HeaderMap) -> bool {
+    if only(request, IF_NONE_MATCH).is_some_and(|value| value.as_bytes().trim_ascii() == b"*") {
+        return true;
     }
-    let Some(since) = request.get(IF_MODIFIED_SINCE).and_then(date::parse) else { return Condition::None };
-    let modified = stored.get(LAST_MODIFIED).and_then(date::parse).unwrap_or(date);
-    if modified.as_secs() <= since.as_secs() { Condition::NotModified } else { Condition::Modified }
+    let Some((etag, _)) = stored.get(ETAG).and_then(|value| TagText::first(value.as_bytes())) else { return false };
+    request.get_all(IF_NONE_MATCH).iter().any(|line| listed(line.as_bytes(), etag))
 }
 
-fn evaluate_none_match(request: &HeaderMap, stored: &HeaderMap) -> Condition {
-    let own = EntityTag::of(stored);
-    let mut listed = request.get_all(IF_NONE_MATCH).iter().flat_map(|line| members(line.as_bytes()));
-    let is_match = listed.any(|member| {
-        member == b"*"
-            || own.as_ref().is_some_and(|own| EntityTag::parse(member).is_some_and(|it| it.matches_weakly(own)))
-    });
-    if is_match { Condition::NotModified } else { Condition::Modified }
-}
-
-/// The members of a list of entity tags; commas within quotes belong to a tag.
-fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut quoted = false;
-    line.split(move |byte| {
-        quoted ^= *byte == b'"';
-        *byte == b',' && !quoted
-    })
-    .map(<[u8]>::trim_ascii)
-    .filter(|member| !member.is_empty())
+fn listed(mut line: &[u8], etag: TagText<'_>) -> bool {
+    loop {
+        line = line.trim_ascii_start();
+        if let [b',', rest @ ..] = line {
+            line = rest;
+            continue;
+        }
+        match TagText::first(line) {
+            Some((tag, _)) if tag.opaque == etag.opaque => return true,
+            Some((_, rest)) => line = rest,
+            None => return false,
+        }
+    }
 }
 
 /// Whether `If-Range` (absent counts as true) lets a range be answered from a stored response:
 /// strong comparison of tags, exact comparison of dates (RFC 9110 §13.1.5).
 pub fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
-    let Some(condition) = request.get(IF_RANGE) else { return true };
-    if let Some(since) = date::parse(condition) {
-        return stored.get(LAST_MODIFIED).and_then(date::parse) == Some(since);
+    if !request.contains_key(IF_RANGE) {
+        return true;
     }
-    let (condition, own) = (EntityTag::parse(condition.as_bytes()), EntityTag::of(stored));
-    condition.zip(own).is_some_and(|(condition, own)| condition.matches_strongly(&own))
+    let Some(value) = only(request, IF_RANGE) else { return false };
+    if let Some(date) = date::parse(value) {
+        return date_of(stored, LAST_MODIFIED) == Some(date) && last_modified_is_strong(date, stored);
+    }
+    match (EntityTag::parse(value.as_bytes()), EntityTag::of(stored)) {
+        (Some(asked), Some(stored)) => asked.matches_strongly(&stored),
+        (None, _) | (_, None) => false,
+    }
+}
+
+/// RFC 9110 §8.8.2.2: strong when the response is from at least a second later.
+fn last_modified_is_strong(last_modified: Timestamp, stored: &HeaderMap) -> bool {
+    date::date(stored).is_some_and(|date| date.since(last_modified) >= Duration::from_secs(1))
+}
+
+fn date_of(fields: &HeaderMap, name: HeaderName) -> Option<Timestamp> {
+    fields.get(name).and_then(date::parse)
+}
+
+/// The value of a field that is present once.
+fn only(fields: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
+    let mut lines = fields.get_all(name).iter();
+    lines.next().filter(|_| lines.next().is_none())
 }
 
 #[cfg(test)]
 mod tests {
+    use http::header::DATE;
+
     use super::*;
-    use http::HeaderValue;
 
-    fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
-        let mut fields = HeaderMap::new();
-        for (name, value) in lines {
-            fields.append(*name, HeaderValue::from_str(value).unwrap());
+    const EARLIER: &str = "Sun, 06 Nov 1994 08:00:00 GMT";
+    const MODIFIED: &str = "Sun, 06 Nov 1994 09:00:00 GMT";
+    const LATER: &str = "Sun, 06 Nov 1994 10:00:00 GMT";
+
+    fn of(fields: &[(HeaderName, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(name, HeaderValue::from_str(value).unwrap());
         }
-        fields
+        map
     }
 
-    const EARLIER: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
-    const LATER: &str = "Mon, 07 Nov 1994 08:49:37 GMT";
-
-    #[test]
-    fn conditions_are_evaluated_tags_first() {
-        let check = |request: &[(&'static str, &str)], expected: Condition| {
-            let stored = fields(&[("etag", "\"a,b\""), ("last-modified", EARLIER)]);
-            assert_eq!(evaluate(&fields(request), &stored, Timestamp::default()), expected, "{request:?}");
-        };
-        check(&[], Condition::None);
-        check(&[("if-none-match", "\"a,b\"")], Condition::NotModified);
-        check(&[("if-none-match", "\"x\", W/\"a,b\"")], Condition::NotModified);
-        check(&[("if-none-match", "\"x\""), ("if-none-match", "\"a,b\"")], Condition::NotModified);
-        check(&[("if-none-match", "*")], Condition::NotModified);
-        check(&[("if-none-match", "\"a\"")], Condition::Modified);
-        check(&[("if-none-match", "\"a\""), ("if-modified-since", LATER)], Condition::Modified);
-        check(&[("if-modified-since", LATER)], Condition::NotModified);
-        check(&[("if-modified-since", EARLIER)], Condition::NotModified);
-        check(&[("if-modified-since", "Sat, 05 Nov 1994 08:49:37 GMT")], Condition::Modified);
-        check(&[("if-modified-since", "yesterday")], Condition::None);
+    fn time(text: &str) -> Timestamp {
+        date::parse(&HeaderValue::from_str(text).unwrap()).unwrap()
     }
 
     #[test]
-    fn if_range_compares_strongly() {
-        let check = |condition: &str, expected: bool| {
-            let stored = fields(&[("etag", "\"a\""), ("last-modified", EARLIER)]);
-            assert_eq!(if_range_holds(&fields(&[("if-range", condition)]), &stored), expected, "{condition}");
-        };
+    fn entity_tags_are_parsed() {
+        fn check(text: &str, expected: Option<(&str, bool)>) {
+            let expected = expected.map(|(opaque, weak)| EntityTag { opaque: opaque.as_bytes().into(), weak });
+            assert_eq!(EntityTag::parse(text.as_bytes()), expected, "{text}");
+        }
+        check("\"abc\"", Some(("\"abc\"", false)));
+        check("\"\"", Some(("\"\"", false)));
+        check(" W/\"abc\" ", Some(("\"abc\"", true)));
+        check("w/\"abc\"", Some(("\"abc\"", true)));
+        check("abc", Some(("\"abc\"", false)));
+        check("\"a,b c\"", Some(("\"a,b c\"", false)));
+        check("", None);
+        check("W/", None);
+        check("\"abc", None);
+        check("\"a\", \"b\"", None);
+        check("a, b", None);
+    }
+
+    #[test]
+    fn weak_tags_match_only_weakly() {
+        let tag = |text: &str| EntityTag::parse(text.as_bytes()).unwrap();
+        let (strong, weak) = (tag("\"a\""), tag("W/\"a\""));
+        assert!(strong.is_strong() && !weak.is_strong());
+        assert!(strong.matches_strongly(&strong) && strong.matches_weakly(&weak) && weak.matches_weakly(&weak));
+        assert!(!strong.matches_strongly(&weak) && !weak.matches_strongly(&weak));
+        assert!(!strong.matches_weakly(&tag("\"b\"")));
+    }
+
+    #[test]
+    fn if_none_match_compares_weakly_with_every_member() {
+        fn check(lines: &[&str], etag: &str, expected: Condition) {
+            let request: Vec<_> = lines.iter().map(|line| (IF_NONE_MATCH, *line)).collect();
+            let stored = if etag.is_empty() { of(&[]) } else { of(&[(ETAG, etag)]) };
+            assert_eq!(evaluate(&of(&request), &stored, Timestamp::default()), expected, "{lines:?} {etag}");
+        }
+        use Condition::{Modified, NotModified};
+        check(&["\"a\""], "\"a\"", NotModified);
+        check(&["\"b\""], "\"a\"", Modified);
+        check(&["W/\"a\""], "\"a\"", NotModified);
+        check(&["w/\"a\""], "W/\"a\"", NotModified);
+        check(&["\"a\", \"1\", \"2\""], "\"a\"", NotModified);
+        check(&["\"1\",\"a\" ,\"2\""], "\"a\"", NotModified);
+        check(&["\"1\", , \"2\", \"a\""], "\"a\"", NotModified);
+        check(&["\"1\"", "\"a\""], "\"a\"", NotModified);
+        check(&["\"1,a\", \"2\""], "a", Modified);
+        check(&["\"1,a\", \"2\""], "\"1,a\"", NotModified);
+        check(&["a"], "\"a\"", NotModified);
+        check(&["\"a\""], "a", NotModified);
+        check(&["*"], "\"a\"", NotModified);
+        check(&["*"], "", NotModified);
+        check(&["\"a\""], "", Modified);
+        check(&[""], "\"a\"", Modified);
+        check(&["\"open"], "\"a\"", Modified);
+        check(&["\"x\"\"a\""], "\"a\"", NotModified);
+    }
+
+    #[test]
+    fn if_modified_since_counts_without_if_none_match() {
+        fn check(request: &[(HeaderName, &str)], stored: &[(HeaderName, &str)], expected: Condition) {
+            assert_eq!(evaluate(&of(request), &of(stored), time(MODIFIED)), expected, "{request:?} {stored:?}");
+        }
+        use Condition::{Modified, None, NotModified};
+        let stored = [(LAST_MODIFIED, MODIFIED)];
+        check(&[], &stored, None);
+        check(&[(IF_MODIFIED_SINCE, MODIFIED)], &stored, NotModified);
+        check(&[(IF_MODIFIED_SINCE, "Sunday, 06-Nov-94 09:00:00 GMT")], &stored, NotModified);
+        check(&[(IF_MODIFIED_SINCE, LATER)], &stored, NotModified);
+        check(&[(IF_MODIFIED_SINCE, EARLIER)], &stored, Modified);
+        check(&[(IF_MODIFIED_SINCE, "yesterday")], &stored, None);
+        check(&[(IF_MODIFIED_SINCE, LATER), (IF_MODIFIED_SINCE, LATER)], &stored, None);
+        check(&[(IF_MODIFIED_SINCE, MODIFIED)], &[], NotModified);
+        check(&[(IF_MODIFIED_SINCE, EARLIER)], &[], Modified);
+        let both = [(LAST_MODIFIED, MODIFIED), (ETAG, "\"a\"")];
+        check(&[(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, LATER)], &both, Modified);
+        check(&[(IF_NONE_MATCH, "\"a\""), (IF_MODIFIED_SINCE, EARLIER)], &both, NotModified);
+    }
+
+    #[test]
+    fn if_range_needs_a_strong_validator() {
+        fn check(if_range: &str, expected: bool) {
+            let stored = of(&[(ETAG, "\"a\""), (LAST_MODIFIED, MODIFIED), (DATE, LATER)]);
+            assert_eq!(if_range_holds(&of(&[(IF_RANGE, if_range)]), &stored), expected, "{if_range}");
+        }
         check("\"a\"", true);
-        check("W/\"a\"", false);
         check("\"b\"", false);
-        check(EARLIER, true);
+        check("W/\"a\"", false);
+        check(MODIFIED, true);
         check(LATER, false);
-        assert!(if_range_holds(&HeaderMap::new(), &HeaderMap::new()));
-        assert!(!if_range_holds(&fields(&[("if-range", "W/\"a\"")]), &fields(&[("etag", "W/\"a\"")])));
+        check(EARLIER, false);
+        check("", false);
+        let request = of(&[(IF_RANGE, MODIFIED)]);
+        assert!(!if_range_holds(&request, &of(&[(LAST_MODIFIED, MODIFIED), (DATE, MODIFIED)])));
+        assert!(!if_range_holds(&request, &of(&[(LAST_MODIFIED, MODIFIED)])));
+        assert!(!if_range_holds(&of(&[(IF_RANGE, "W/\"a\"")]), &of(&[(ETAG, "W/\"a\"")])));
+        assert!(!if_range_holds(&of(&[(IF_RANGE, "\"a\""), (IF_RANGE, "\"a\"")]), &of(&[(ETAG, "\"a\"")])));
+        assert!(if_range_holds(&of(&[]), &of(&[])));
+    }
+
+    #[test]
+    fn validators_are_those_that_parse() {
+        let fields = of(&[(ETAG, "W/\"a\""), (LAST_MODIFIED, MODIFIED)]);
+        let expected = Validators { etag: EntityTag::parse(b"W/\"a\""), last_modified: Some(time(MODIFIED)) };
+        assert_eq!(Validators::of(&fields), expected);
+        assert!(Validators::of(&of(&[(ETAG, ""), (LAST_MODIFIED, "0")])).is_empty());
     }
 }

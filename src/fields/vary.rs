@@ -1,7 +1,10 @@
 //! `Vary` (RFC 9110 §12.5.5): the fields that selected a response, and their normalised values.
 
-use http::header::{ACCEPT_ENCODING, VARY};
+use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE, VARY};
 use http::{HeaderMap, HeaderName};
+use smallvec::SmallVec;
+
+use super::list::{members, split, weighted};
 
 /// Which request fields select among the responses of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,21 +15,20 @@ pub enum SelectingFields {
     Names(Box<[HeaderName]>),
 }
 
-/// The content codings that are told apart in `Accept-Encoding`.
-const CODINGS: [&str; 6] = ["br", "compress", "deflate", "gzip", "identity", "zstd"];
-
 impl SelectingFields {
     /// The selecting fields of a response. A malformed member reads as `*`, the safe side.
     pub fn of(fields: &HeaderMap) -> Self {
         let mut names = Vec::new();
-        let members = fields.get_all(VARY).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-        for member in members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
-            match HeaderName::from_bytes(member) {
-                Ok(name) if member != b"*" => names.push(name),
-                _ => return Self::Any,
+        for line in fields.get_all(VARY) {
+            for member in line.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                match (member, HeaderName::from_bytes(member)) {
+                    (b"", _) => {}
+                    (b"*", _) | (_, Err(_)) => return Self::Any,
+                    (_, Ok(name)) => names.push(name),
+                }
             }
         }
-        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         Self::Names(names.into())
     }
@@ -35,154 +37,247 @@ impl SelectingFields {
     #[must_use]
     pub fn without(self, ignore: &[HeaderName]) -> Self {
         match self {
-            Self::Names(names) if names.iter().any(|name| ignore.contains(name)) => {
+            Self::Names(names) if !ignore.is_empty() => {
                 Self::Names(names.into_iter().filter(|name| !ignore.contains(name)).collect())
             }
-            other => other,
-        }
-    }
-
-    /// The names, where it is not `*`.
-    pub fn names(&self) -> &[HeaderName] {
-        match self {
-            Self::Any => &[],
-            Self::Names(names) => names,
+            Self::Any | Self::Names(_) => self,
         }
     }
 }
 
-/// Appends the normalised, length-framed value of the request field `name` to `out` (RFC 9111 §4.1): lines are joined,
-/// white space around list members and quality values dropped. Absent and empty differ. `Accept-Encoding` becomes the
-/// set of known codings that it accepts; of `Accept-Language` and the like members are compared without case and in the
-/// order of preference.
+/// Appends the normalised, length-framed value of the request field `name` to `out`
+/// (RFC 9111 §4.1: white space, order of members and case where the field's syntax allows).
+/// Absent and empty differ. `Accept-Encoding` becomes the sorted set of known codings it accepts.
 pub fn normalise_into(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
     if !request.contains_key(name) {
         out.push(0);
         return;
     }
     out.push(1);
-    let start = out.len();
+    let length_at = out.len();
     out.extend_from_slice(&[0; 4]);
     if *name == ACCEPT_ENCODING {
-        codings_into(request, out);
+        accepted_codings(request, out);
+    } else if *name == ACCEPT_LANGUAGE || *name == ACCEPT_CHARSET || *name == ACCEPT {
+        preferences(request, name, out);
     } else {
-        members_into(request, name, out);
+        combined(request, name, out);
     }
-    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
-    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+    let length = u32::try_from(out.len() - length_at - 4).unwrap_or(u32::MAX);
+    out[length_at..length_at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-fn codings_into(request: &HeaderMap, out: &mut Vec<u8>) {
-    let members: Vec<(String, u16)> = preferences(request, &ACCEPT_ENCODING);
-    let weight = |coding: &str| members.iter().find(|(name, _)| name == coding).map(|(_, weight)| *weight);
-    for coding in CODINGS {
-        let default = if coding == "identity" { 1000 } else { 0 };
-        let accepted = weight(coding).or_else(|| weight("*")).unwrap_or(default);
-        if accepted > 0 {
-            out.extend_from_slice(coding.as_bytes());
+/// The registered content codings that a response may come in, sorted, and their other names.
+const CODINGS: [(&[u8], &[u8]); 8] = [
+    (b"br", b"br"),
+    (b"compress", b"x-compress"),
+    (b"dcb", b"dcb"),
+    (b"dcz", b"dcz"),
+    (b"deflate", b"deflate"),
+    (b"gzip", b"x-gzip"),
+    (b"identity", b"identity"),
+    (b"zstd", b"zstd"),
+];
+const IDENTITY: usize = 6;
+
+/// RFC 9110 §12.5.3: a coding is accepted when it has a weight above zero, else by `*`; `identity` unless refused.
+/// What is not a coding or has no valid weight is left out.
+fn accepted_codings(request: &HeaderMap, out: &mut Vec<u8>) {
+    let mut listed = [None; CODINGS.len()];
+    let mut others = None;
+    for line in request.get_all(ACCEPT_ENCODING) {
+        for (coding, weight) in members(line.as_bytes()).filter_map(weighted) {
+            let is = |name: &[u8]| coding.eq_ignore_ascii_case(name);
+            if coding == b"*" {
+                others = Some(weight > 0);
+            } else if let Some(at) = CODINGS.iter().position(|(name, alias)| is(name) || is(alias)) {
+                listed[at] = Some(weight > 0);
+            }
+        }
+    }
+    let accepted = |at: usize| listed[at].or(others).unwrap_or(at == IDENTITY);
+    for (at, (name, _)) in CODINGS.iter().enumerate().filter(|(at, _)| accepted(*at)) {
+        if at != IDENTITY {
+            out.extend_from_slice(name);
             out.push(b',');
         }
     }
+    if !accepted(IDENTITY) {
+        out.extend_from_slice(b"identity;q=0,");
+    }
 }
 
-/// Lists with quality values in order of preference, everything else as it stands but for white space.
-fn members_into(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
-    if name.as_str().starts_with("accept") {
-        for (member, weight) in preferences(request, name) {
-            out.extend_from_slice(member.as_bytes());
+/// One member of an `Accept-*` list: its text in lower case, with parameters, and its weight.
+type Preference = (SmallVec<[u8; 24]>, u16);
+
+/// RFC 9110 §12.5.4: the order of members of equal weight says nothing, so they are sorted.
+fn preferences(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
+    let mut all: SmallVec<[Preference; 8]> = SmallVec::new();
+    for line in request.get_all(name) {
+        all.extend(members(line.as_bytes()).map(preference));
+    }
+    all.sort_unstable();
+    all.dedup();
+    for (text, weight) in &all {
+        out.extend_from_slice(text);
+        if *weight < 1000 {
+            out.extend_from_slice(b";q=");
             out.extend_from_slice(&weight.to_be_bytes());
-            out.push(b',');
         }
-        return;
-    }
-    let members = request.get_all(name).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    for member in members.map(<[u8]>::trim_ascii) {
-        out.extend_from_slice(member);
         out.push(b',');
     }
 }
 
-/// The members of an `Accept*` field, lower case, the most preferred first, with their weights in thousandths; among equal
-/// weights order has no meaning (RFC 9110 §12.4.2, §12.5.4). A weight that cannot be read counts as 1.
-pub fn preferences(request: &HeaderMap, name: &HeaderName) -> Vec<(String, u16)> {
-    let lines = request.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    let mut members: Vec<(String, u16)> = lines.flat_map(|line| line.split(',')).filter_map(preference).collect();
-    members.sort_unstable_by(|(one, left), (other, right)| right.cmp(left).then_with(|| one.cmp(other)));
-    members
+/// A member whose weight is not valid keeps it in its text and so differs from those that have one.
+fn preference(member: &[u8]) -> Preference {
+    let weight = weighted(member).map(|(_, weight)| weight);
+    let mut text = SmallVec::new();
+    for (at, part) in split(member, b';').map(<[u8]>::trim_ascii).enumerate() {
+        let is_weight = matches!(part, [b'q' | b'Q', b'=', ..]);
+        if part.is_empty() || (at > 0 && is_weight && weight.is_some()) {
+            continue;
+        }
+        if at > 0 {
+            text.push(b';');
+        }
+        // A parameter's value may depend on case; type, language and charset do not.
+        let case_ends = if at == 0 { part.len() } else { part.iter().position(|&b| b == b'=').unwrap_or(0) };
+        text.extend(part[..case_ends].iter().map(u8::to_ascii_lowercase));
+        text.extend_from_slice(&part[case_ends..]);
+    }
+    (text, weight.unwrap_or(1000))
 }
 
-fn preference(member: &str) -> Option<(String, u16)> {
-    let mut parts = member.split(';').map(str::trim);
-    let mut text = parts.next().filter(|text| !text.is_empty())?.to_ascii_lowercase();
-    let mut weight = 1000;
-    for parameter in parts {
-        match parameter.split_once('=').map(|(name, value)| (name.trim(), value.trim())) {
-            Some(("q" | "Q", value)) => weight = thousandths(value).unwrap_or(1000),
-            _ => {
-                text.push(';');
-                text.push_str(&parameter.to_ascii_lowercase());
-            }
+/// Field lines combined as a list (RFC 9110 §5.3), without white space around members; those of `Cookie` by `;`
+/// (RFC 9113 §8.2.3).
+fn combined(request: &HeaderMap, name: &HeaderName, out: &mut Vec<u8>) {
+    let separator = if *name == COOKIE { b';' } else { b',' };
+    let start = out.len();
+    for line in request.get_all(name) {
+        for member in split(line.as_bytes(), separator) {
+            out.extend_from_slice(member.trim_ascii());
+            out.push(separator);
         }
     }
-    Some((text, weight))
-}
-
-fn thousandths(value: &str) -> Option<u16> {
-    let weight: f32 = value.parse().ok()?;
-    // In 0..=1000, so the cast is exact.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    (0.0..=1.0).contains(&weight).then(|| (weight * 1000.0).round() as u16)
+    if out.len() > start {
+        out.pop();
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use http::HeaderValue;
+    use http::header::USER_AGENT;
 
-    fn request(name: &'static str, lines: &[&str]) -> HeaderMap {
+    use super::*;
+
+    const FOO: HeaderName = HeaderName::from_static("foo");
+
+    fn normalised(name: &HeaderName, lines: &[&str]) -> Vec<u8> {
         let mut fields = HeaderMap::new();
         for line in lines {
             fields.append(name, HeaderValue::from_str(line).unwrap());
         }
-        fields
+        let mut out = Vec::new();
+        normalise_into(&fields, name, &mut out);
+        out
+    }
+
+    fn same(name: &HeaderName, one: &[&str], other: &[&str]) {
+        assert_eq!(normalised(name, one), normalised(name, other), "{name}: {one:?} {other:?}");
+    }
+
+    fn differ(name: &HeaderName, one: &[&str], other: &[&str]) {
+        assert_ne!(normalised(name, one), normalised(name, other), "{name}: {one:?} {other:?}");
     }
 
     #[test]
-    fn the_names_are_sorted_and_odd_ones_read_as_any() {
-        let check = |lines: &[&str], expected: Option<&[&str]>| {
-            let found = SelectingFields::of(&request("vary", lines));
-            let expected = expected.map_or(SelectingFields::Any, |names| {
-                SelectingFields::Names(names.iter().map(|name| name.parse().unwrap()).collect())
-            });
-            assert_eq!(found, expected, "{lines:?}");
-        };
+    fn selecting_fields_are_sorted_names_or_any() {
+        fn check(lines: &[&'static str], expected: Option<&[&str]>) {
+            let mut fields = HeaderMap::new();
+            for line in lines {
+                fields.append(VARY, HeaderValue::from_static(line));
+            }
+            let names = match SelectingFields::of(&fields) {
+                SelectingFields::Any => None,
+                SelectingFields::Names(names) => Some(names),
+            };
+            let names: Option<Vec<_>> = names.as_ref().map(|names| names.iter().map(HeaderName::as_str).collect());
+            assert_eq!(names.as_deref(), expected, "{lines:?}");
+        }
         check(&[], Some(&[]));
-        check(&["B, a", "A"], Some(&["a", "b"]));
-        check(&["*"], None);
-        check(&["a, *"], None);
-        check(&["a b"], None);
-        check(&["", ",a"], Some(&["a"]));
+        check(&[""], Some(&[]));
+        check(&["Foo, Bar,foo"], Some(&["bar", "foo"]));
+        check(&["Foo", "Bar , ,"], Some(&["bar", "foo"]));
+        for any in ["*", "*, *", ", *", "*, Foo", "Foo, *", "a b", "\"foo\"", "Foo;x"] {
+            check(&[any], None);
+        }
+        check(&["", "*"], None);
     }
 
     #[test]
-    fn values_that_mean_the_same_are_the_same() {
-        let check = |name: &'static str, one: &[&str], other: &[&str], same: bool| {
-            let (mut first, mut second) = (Vec::new(), Vec::new());
-            normalise_into(&request(name, one), &name.parse().unwrap(), &mut first);
-            normalise_into(&request(name, other), &name.parse().unwrap(), &mut second);
-            assert_eq!(first == second, same, "{name}: {one:?} and {other:?}");
-        };
-        check("accept-encoding", &["gzip, br"], &["br,gzip;q=0.5"], true);
-        check("accept-encoding", &["gzip"], &["gzip, @@@;q=9, sdch"], true);
-        check("accept-encoding", &["gzip"], &["gzip;q=0"], false);
-        check("accept-encoding", &["*"], &["gzip"], false);
-        check("accept-language", &["en, de"], &["EN,de"], true);
-        check("accept-language", &["en;q=0.5, de"], &["de, en;q=0.5"], true);
-        check("accept-language", &["en, de"], &["de, en"], true);
-        check("accept-language", &["en, de;q=0.9"], &["de, en;q=0.9"], false);
-        check("x-a", &["1, 2"], &["1", "2"], true);
-        check("x-a", &["1,2"], &["2,1"], false);
-        check("x-a", &["a"], &["A"], false);
-        check("x-a", &[], &[""], false);
+    fn ignored_names_do_not_select() {
+        let fields = HeaderMap::from_iter([(VARY, HeaderValue::from_static("foo, user-agent"))]);
+        let left = SelectingFields::of(&fields).without(&[USER_AGENT]);
+        assert_eq!(left, SelectingFields::Names([FOO].into()));
+        assert_eq!(SelectingFields::Any.without(&[FOO]), SelectingFields::Any);
+    }
+
+    #[test]
+    fn unknown_fields_are_combined_without_white_space() {
+        same(&FOO, &["1, 2"], &["1", "2"]);
+        same(&FOO, &["1,2"], &[" 1, 2 "]);
+        differ(&FOO, &["1"], &["2"]);
+        differ(&FOO, &["1, 2"], &["2, 1"]);
+        differ(&FOO, &["a"], &["A"]);
+        differ(&FOO, &[], &[""]);
+        differ(&FOO, &["\"1,2\""], &["\"1, 2\""]);
+        same(&COOKIE, &["a=1; b=2"], &["a=1", "b=2"]);
+        differ(&COOKIE, &["a=1, b=2"], &["a=1,b=2"]);
+    }
+
+    #[test]
+    fn values_are_framed() {
+        assert_eq!(normalised(&FOO, &[]), [0]);
+        assert_eq!(normalised(&FOO, &[""]), [1, 0, 0, 0, 0]);
+        assert_eq!(normalised(&FOO, &["ab"]), [1, 0, 0, 0, 2, b'a', b'b']);
+    }
+
+    #[test]
+    fn languages_compare_by_weight_without_order_case_or_space() {
+        same(&ACCEPT_LANGUAGE, &["en, de"], &["de, en"]);
+        same(&ACCEPT_LANGUAGE, &["en, de"], &["eN, De"]);
+        same(&ACCEPT_LANGUAGE, &["en, de"], &[" en ,   de"]);
+        same(&ACCEPT_LANGUAGE, &["en, de"], &["en;q=1.0", "de;q=1"]);
+        same(&ACCEPT_LANGUAGE, &["en;q=0.5"], &["en ; Q=0.500"]);
+        same(&ACCEPT_LANGUAGE, &["en, en"], &["en"]);
+        differ(&ACCEPT_LANGUAGE, &["en;q=0.5, de"], &["en, de;q=0.5"]);
+        differ(&ACCEPT_LANGUAGE, &["en"], &["en;q=0"]);
+        differ(&ACCEPT_LANGUAGE, &["en"], &["en;q=9"]);
+        differ(&ACCEPT_LANGUAGE, &["en"], &["en-gb"]);
+    }
+
+    #[test]
+    fn media_types_keep_the_case_of_parameter_values() {
+        same(&ACCEPT, &["Text/HTML;Level=1, */*;q=0.1"], &["*/*; q=0.10 , text/html; level=1"]);
+        differ(&ACCEPT, &["a/b;v=X"], &["a/b;v=x"]);
+        differ(&ACCEPT, &["a/b;v=\"1, 2\""], &["a/b;v=\"1,2\""]);
+    }
+
+    #[test]
+    fn accept_encoding_is_the_set_of_codings() {
+        fn check(lines: &[&str], expected: &str) {
+            assert_eq!(normalised(&ACCEPT_ENCODING, lines)[5..], *expected.as_bytes(), "{lines:?}");
+        }
+        check(&[""], "");
+        check(&["gzip, br"], "br,gzip,");
+        check(&["br;q=0.1", "GZIP ; q=1.0"], "br,gzip,");
+        check(&["x-gzip, deflate;q=0, zstd, identity"], "gzip,zstd,");
+        check(&["@@@,br;q=9, foo, gzip"], "gzip,");
+        check(&["*"], "br,compress,dcb,dcz,deflate,gzip,zstd,");
+        check(&["*;q=0.5, br;q=0"], "compress,dcb,dcz,deflate,gzip,zstd,");
+        check(&["gzip, identity;q=0"], "gzip,identity;q=0,");
+        check(&["gzip, *;q=0"], "gzip,identity;q=0,");
+        check(&["identity, *;q=0"], "");
     }
 }

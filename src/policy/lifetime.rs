@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use super::{Rules, TtlMode};
 use crate::clock::Timestamp;
 use crate::fields::cache_control::{CacheControl, Qualified};
-use crate::fields::{date, targeted};
+use crate::fields::{age, date, targeted};
 use crate::stored::{Freshness, StaleUse};
 
 /// A response's head and when it was asked for and received.
@@ -104,7 +104,7 @@ pub fn freshness(received: &Received<'_>, directives: &Directives, rules: &Rules
 fn initial_age(received: &Received<'_>) -> Duration {
     let apparent_age = received.response_time.since(date_value(received));
     let response_delay = received.response_time.since(received.request_time);
-    apparent_age.max(date::age(received.fields) + response_delay)
+    apparent_age.max(age::age(received.fields) + response_delay)
 }
 
 /// The route's ttl counts from the response's arrival, so the age it comes with is added. Jitter only shortens.
