@@ -64,7 +64,8 @@ pub struct Provenance {
 pub struct StoredResponse {
     /// Its status.
     pub status: StatusCode,
-    /// Its fields without those of the connection; `Age` as received is not among them.
+    /// Its fields without those of the connection. `Age` is as received, for who reads along while it is stored;
+    /// answers from the store replace it by [`StoredResponse::age`].
     pub fields: HeaderMap,
     /// When the request that caused it was sent.
     pub request_time: Timestamp,
@@ -120,34 +121,77 @@ impl StoredResponse {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_response_is_useless_after_freshness_windows_and_keep() {
-        let check = |lifetime, initial_age, stale_use, expected| {
-            let secs = Duration::from_secs;
-            let freshness =
-                Freshness { lifetime: secs(lifetime), initial_age: secs(initial_age), stale_use, keep: secs(60) };
-            let stored = StoredResponse {
-                status: StatusCode::OK,
-                fields: HeaderMap::new(),
-                request_time: Timestamp::from_secs(1000),
-                response_time: Timestamp::from_secs(1000),
-                freshness,
-                selecting: SelectingFields::Names(Box::default()),
-                part: None,
-                provenance: Provenance::default(),
-                body: Bytes::new(),
-            };
-            assert_eq!(stored.useless_after(), Timestamp::from_secs(expected), "{:?}", stored.freshness);
-        };
-        let within = StaleUse::Within {
-            while_revalidate: Duration::from_secs(5),
-            if_error: Duration::from_secs(7),
+    const RECEIVED: Timestamp = Timestamp::from_secs(1000);
+
+    fn stored(lifetime: u64, initial_age: u64, stale_use: StaleUse) -> StoredResponse {
+        StoredResponse {
+            status: StatusCode::OK,
+            fields: HeaderMap::new(),
+            request_time: RECEIVED,
+            response_time: RECEIVED,
+            freshness: Freshness {
+                lifetime: Duration::from_secs(lifetime),
+                initial_age: Duration::from_secs(initial_age),
+                stale_use,
+                keep: Duration::from_secs(60),
+            },
+            selecting: SelectingFields::Names(Box::default()),
+            part: None,
+            provenance: Provenance::default(),
+            body: Bytes::new(),
+        }
+    }
+
+    fn within(while_revalidate: u64, if_error: u64) -> StaleUse {
+        StaleUse::Within {
+            while_revalidate: Duration::from_secs(while_revalidate),
+            if_error: Duration::from_secs(if_error),
             max_stale: true,
+        }
+    }
+
+    #[test]
+    fn it_is_fresh_while_its_lifetime_is_greater_than_its_age() {
+        let check = |lifetime, initial_age, after, expected| {
+            let stored = stored(lifetime, initial_age, StaleUse::Never);
+            let now = RECEIVED.plus(Duration::from_secs(after));
+            let seen = (stored.is_fresh(now), stored.fresh_for(now).as_secs(), stored.stale_for(now).as_secs());
+            assert_eq!(seen, expected, "{lifetime} {initial_age} {after}");
         };
-        check(10, 0, StaleUse::Never, 1070);
-        check(10, 4, StaleUse::Never, 1066);
-        check(10, 40, StaleUse::Never, 1060);
-        check(10, 0, within, 1077);
-        check(0, 0, StaleUse::AlwaysValidate, 1060);
+        check(10, 0, 0, (true, 10, 0));
+        check(10, 0, 9, (true, 1, 0));
+        check(10, 0, 10, (false, 0, 0));
+        check(10, 4, 6, (false, 0, 0));
+        check(10, 4, 8, (false, 0, 2));
+        check(10, 30, 0, (false, 0, 20));
+        check(0, 0, 0, (false, 0, 0));
+    }
+
+    #[test]
+    fn its_age_never_overflows() {
+        let mut stored = stored(1, 0, StaleUse::Never);
+        stored.freshness.initial_age = Duration::MAX;
+        assert_eq!(stored.age(RECEIVED.plus(Duration::from_secs(1))), Duration::MAX);
+    }
+
+    #[test]
+    fn the_stores_keep_it_until_nothing_can_use_it() {
+        let check = |lifetime, initial_age, stale_use, expected_secs| {
+            let useless_after = stored(lifetime, initial_age, stale_use).useless_after();
+            assert_eq!(
+                useless_after.since(RECEIVED).as_secs(),
+                expected_secs,
+                "{lifetime} {initial_age} {stale_use:?}"
+            );
+        };
+        check(10, 0, StaleUse::Never, 70);
+        check(10, 0, StaleUse::AlwaysValidate, 70);
+        check(10, 4, StaleUse::Never, 66);
+        check(10, 0, within(5, 30), 100);
+        check(10, 0, within(30, 5), 100);
+        check(10, 4, within(0, 30), 96);
+        // Old when it came: part of the window has passed.
+        check(10, 25, within(0, 30), 75);
+        check(10, 400, within(0, 30), 60);
     }
 }

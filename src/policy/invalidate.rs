@@ -1,82 +1,115 @@
 //! What an unsafe request invalidates (RFC 9111 §4.4).
 
 use http::header::{CONTENT_LOCATION, LOCATION};
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, Method, StatusCode, Uri};
 
-/// Whether a response to this method invalidates: an unsafe or unknown method with a 2xx or 3xx answer.
+/// Whether a response to this method invalidates: an unsafe (or unknown) method with a 2xx or 3xx answer.
+/// A POST whose route keys the content is a read, and not to be asked about.
 pub fn invalidates(method: &Method, status: StatusCode) -> bool {
     let is_safe =
         matches!(method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PROPFIND" | "REPORT" | "SEARCH" | "QUERY");
     !is_safe && (status.is_success() || status.is_redirection())
 }
 
-/// The further targets to invalidate: `Location` and `Content-Location`, resolved against the request's absolute URI,
+/// The further targets to invalidate: `Location` and `Content-Location`, resolved against the request's URI,
 /// where they have its origin.
 pub fn further_targets(request: &Uri, response: &HeaderMap) -> Vec<Uri> {
-    let values = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| response.get(name)?.to_str().ok());
-    values.filter_map(|reference| resolve(request, reference)).collect()
+    let values = response.get_all(LOCATION).iter().chain(response.get_all(CONTENT_LOCATION));
+    let references = values.filter_map(|value| value.to_str().ok());
+    let mut targets: Vec<Uri> = references.filter_map(|reference| resolve(request, reference)).collect();
+    targets.retain(|target| is_same_origin(request, target));
+    targets.dedup();
+    targets
 }
 
-/// RFC 3986 §5.2, for references that can have the same origin; dot segments are left to the target's normalisation.
-fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
-    let reference = reference.split('#').next()?;
+/// A reference resolved against an absolute URI (RFC 3986 §5.2), without fragment; dot segments are left to the
+/// normalisation that every target goes through.
+pub fn resolve(base: &Uri, reference: &str) -> Option<Uri> {
+    let reference = reference.split('#').next().unwrap_or_default().trim();
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
-    let text = if reference.starts_with("//") {
+    let has_scheme = reference.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme));
+    let absolute = if has_scheme {
+        reference.to_owned()
+    } else if reference.starts_with("//") {
         format!("{scheme}:{reference}")
     } else if reference.starts_with('/') {
         format!("{scheme}://{authority}{reference}")
     } else if reference.is_empty() {
-        base.to_string()
+        return Some(base.clone());
     } else if reference.starts_with('?') {
         format!("{scheme}://{authority}{}{reference}", base.path())
-    } else if reference.split(['/', '?']).next().is_some_and(|first| first.contains(':')) {
-        reference.to_owned()
     } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        let (folder, _) = base.path().rsplit_once('/').unwrap_or_default();
         format!("{scheme}://{authority}{folder}/{reference}")
     };
-    let uri = Uri::try_from(text).ok()?;
-    let has_same_scheme = uri.scheme_str().is_some_and(|it| it.eq_ignore_ascii_case(scheme));
-    let has_same_authority = uri.authority().is_some_and(|it| it.as_str().eq_ignore_ascii_case(authority.as_str()));
-    (has_same_scheme && has_same_authority).then_some(uri)
+    Uri::try_from(absolute).ok()
+}
+
+/// Whether two absolute URIs have one origin: scheme, host and port (RFC 9110 §4.3.1).
+pub fn is_same_origin(one: &Uri, other: &Uri) -> bool {
+    let port = |uri: &Uri| uri.port_u16().or_else(|| default_port(uri.scheme()));
+    let host = |uri: &Uri| uri.authority().map(Authority::host).map(str::to_ascii_lowercase);
+    one.scheme() == other.scheme() && host(one) == host(other) && host(one).is_some() && port(one) == port(other)
+}
+
+fn default_port(scheme: Option<&Scheme>) -> Option<u16> {
+    match scheme.map(Scheme::as_str) {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        Some(_) | None => None,
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "+-.".contains(letter))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::fields;
+    use crate::policy::given::fields;
 
     #[test]
-    fn only_successful_unsafe_requests_invalidate() {
-        let check = |method: &str, status: u16, expected: bool| {
-            let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(invalidates(&method, StatusCode::from_u16(status).unwrap()), expected, "{method} {status}");
+    fn an_unsafe_or_unknown_method_invalidates_unless_it_failed() {
+        let check = |method: &str, status, expected| {
+            let seen = invalidates(&method.parse().unwrap(), StatusCode::from_u16(status).unwrap());
+            assert_eq!(seen, expected, "{method} {status}");
         };
-        check("POST", 200, true);
-        check("PUT", 204, true);
-        check("DELETE", 303, true);
-        check("M-SEARCH", 200, true);
-        check("POST", 404, false);
-        check("POST", 500, false);
-        check("GET", 200, false);
-        check("QUERY", 200, false);
+        for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH", "get"] {
+            check(method, 200, true);
+            check(method, 204, true);
+            check(method, 302, true);
+            check(method, 404, false);
+            check(method, 500, false);
+        }
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "REPORT", "SEARCH", "QUERY"] {
+            check(method, 200, false);
+        }
     }
 
     #[test]
-    fn only_targets_of_the_same_origin_follow() {
-        let check = |location: &str, expected: Option<&str>| {
-            let base = Uri::from_static("http://a.test/x/y?q");
-            let found = further_targets(&base, &fields(&[("location", location)]));
-            assert_eq!(found.first().map(ToString::to_string).as_deref(), expected, "{location}");
+    fn location_and_content_location_count_within_the_origin() {
+        let check = |response, expected: &[&str]| {
+            let base = Uri::from_static("http://Origin.test:80/a/b?q");
+            let targets: Vec<_> = further_targets(&base, &fields(response)).iter().map(Uri::to_string).collect();
+            assert_eq!(targets, expected, "{response}");
         };
-        check("/b", Some("http://a.test/b"));
-        check("b?c", Some("http://a.test/x/b?c"));
-        check("?c", Some("http://a.test/x/y?c"));
-        check("http://A.test/b#f", Some("http://A.test/b"));
-        check("//a.test/b", Some("http://a.test/b"));
-        check("https://a.test/b", None);
-        check("http://b.test/b", None);
-        check("http://a.test:81/b", None);
-        check("mailto:x", None);
+        check("", &[]);
+        check("location: /x", &["http://Origin.test:80/x"]);
+        check("location: /x?y=1#z", &["http://Origin.test:80/x?y=1"]);
+        check("location: x", &["http://Origin.test:80/a/x"]);
+        check("location: ?z", &["http://Origin.test:80/a/b?z"]);
+        check("location: /x | content-location: /y", &["http://Origin.test:80/x", "http://Origin.test:80/y"]);
+        check("location: http://ORIGIN.test/x", &["http://ORIGIN.test/x"]);
+        check("location: //origin.test/x", &["http://origin.test/x"]);
+        check("location: https://origin.test/x", &[]);
+        check("location: http://origin.test:81/x", &[]);
+        check("location: http://other.test/x", &[]);
+        check("location: //other.test/x", &[]);
+        check("location: mailto:a@b", &[]);
+        check("location: http://", &[]);
+        check("location: http://[", &[]);
     }
 }

@@ -7,275 +7,389 @@ use http::{HeaderMap, StatusCode};
 
 use super::{Rules, TtlMode};
 use crate::clock::Timestamp;
+use crate::fields::age::age;
 use crate::fields::cache_control::{CacheControl, Qualified};
-use crate::fields::{age, date, targeted};
+use crate::fields::date;
+use crate::fields::targeted::targeted;
 use crate::stored::{Freshness, StaleUse};
 
-/// A response's head and when it was asked for and received.
+/// The greatest heuristic lifetime: an origin that gives none is asked at least daily.
+pub const HEURISTIC_MAX: Duration = Duration::from_hours(24);
+
+/// What the origin says of a response's caching.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The directives of the targeted field where there is a valid one, else of `Cache-Control` (RFC 9213 §2.1).
+    pub control: CacheControl,
+    /// A targeted field replaces `Expires` too.
+    is_targeted: bool,
+}
+
+/// When a response was asked for and received.
 #[derive(Clone, Copy, Debug)]
-pub struct Received<'a> {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its fields, as received.
-    pub fields: &'a HeaderMap,
+pub struct Times {
     /// When the request was sent.
-    pub request_time: Timestamp,
+    pub request: Timestamp,
     /// When the head was received.
-    pub response_time: Timestamp,
-    /// A number in 0..1, for `ttl_jitter`.
-    pub jitter: f64,
+    pub response: Timestamp,
 }
 
-/// The directives that count for this cache, and whether they come from a targeted field (RFC 9213 §2.2).
-#[derive(Clone, Debug)]
-pub struct Directives {
-    /// The directives, less those that the route ignores.
-    pub cache_control: CacheControl,
-    targeted: bool,
-}
-
-/// Who gave a freshness lifetime.
+/// Who gave a response its freshness lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The origin, explicitly (RFC 9111 §4.2.1).
+    /// The origin, explicitly.
     Origin,
-    /// The route's `status_ttl` or `ttl`.
+    /// The route.
     Route,
-    /// Nobody: calculated from `Last-Modified` (RFC 9111 §4.2.2).
+    /// `Last-Modified` (RFC 9111 §4.2.2).
     Heuristic,
+    /// Nobody: the lifetime is zero.
+    Nobody,
 }
 
-impl Directives {
-    /// The first valid targeted field, else `Cache-Control`.
+impl Origin {
+    /// Reads the fields of a response.
     pub fn of(fields: &HeaderMap, rules: &Rules) -> Self {
-        let target = targeted::targeted(fields, &rules.targeted_fields);
-        let targeted = target.is_some();
-        let mut cache_control = target.unwrap_or_else(|| CacheControl::of_response(fields));
-        let ignored = rules.ignore_origin;
-        cache_control.no_store &= !ignored.no_store;
-        if ignored.private {
-            cache_control.private = Qualified::Absent;
+        match targeted(fields, &rules.targeted_fields) {
+            Some(control) => Self { control, is_targeted: true },
+            None => Self { control: CacheControl::of_response(fields), is_targeted: false },
         }
-        if ignored.no_cache {
-            cache_control.no_cache = Qualified::Absent;
+    }
+
+    /// The explicit freshness lifetime (RFC 9111 §4.2.1).
+    pub fn explicit_lifetime(&self, fields: &HeaderMap, received: Timestamp) -> Option<Duration> {
+        let directive = self.control.s_maxage.or(self.control.max_age);
+        if directive.is_some() || self.is_targeted {
+            return directive;
         }
-        Self { cache_control, targeted }
-    }
-
-    /// The origin's explicit freshness lifetime (RFC 9111 §4.2.1).
-    pub fn explicit_lifetime(&self, received: &Received<'_>) -> Option<Duration> {
-        let directives = &self.cache_control;
-        directives.s_maxage.or(directives.max_age).or_else(|| {
-            // A targeted field replaces Expires as well (RFC 9213 §2.2).
-            let expires = date::expires(received.fields).filter(|_| !self.targeted)?;
-            Some(expires.since(date_value(received)))
-        })
+        date::expires(fields).map(|expires| expires.since(date::date(fields).unwrap_or(received)))
     }
 }
 
-/// How long the response is fresh and who says so; none where nobody does.
-pub fn lifetime(received: &Received<'_>, directives: &Directives, rules: &Rules) -> Option<(Duration, Source)> {
-    let origin = directives.explicit_lifetime(received).map(|lifetime| (lifetime, Source::Origin));
-    let route = route_lifetime(received, rules).map(|lifetime| (lifetime, Source::Route));
-    let heuristic = || heuristic_lifetime(received, directives, rules).map(|lifetime| (lifetime, Source::Heuristic));
-    match rules.ttl_mode {
-        TtlMode::Override => route.or(origin).or_else(heuristic),
-        TtlMode::Default => origin.or(route).or_else(heuristic),
-        TtlMode::Cap => match (origin, route) {
-            (Some(origin), Some(route)) if origin.0 <= route.0 => Some(origin),
-            (_, route @ Some(_)) => route,
-            (origin, None) => origin.or_else(heuristic),
-        },
-    }
+/// The freshness of a response, and who gave it. `fields` are those that are stored, `jitter` is in 0..1.
+///
+/// A lifetime that the route grants counts from reception, so it is put on top of the initial age: `Age` and the
+/// freshness that is left both stay true.
+pub fn freshness(
+    status: StatusCode,
+    fields: &HeaderMap,
+    origin: &Origin,
+    times: Times,
+    jitter: f64,
+    rules: &Rules,
+) -> (Freshness, Source) {
+    let initial_age = initial_age(fields, times);
+    let explicit = origin.explicit_lifetime(fields, times.response);
+    let granted = route_ttl(status, rules).map(|ttl| shortened(ttl, jitter * rules.ttl_jitter) + initial_age);
+    let heuristic = || heuristic_lifetime(status, fields, origin, times.response, rules);
+    let (lifetime, source) = match (rules.ttl_mode, explicit, granted) {
+        (TtlMode::Override, _, Some(granted)) => (granted, Source::Route),
+        (TtlMode::Cap, Some(explicit), Some(granted)) if granted < explicit => (granted, Source::Origin),
+        (_, Some(explicit), _) => (explicit, Source::Origin),
+        (_, None, Some(granted)) => (granted, Source::Route),
+        (_, None, None) => {
+            heuristic().map_or((Duration::ZERO, Source::Nobody), |lifetime| (lifetime, Source::Heuristic))
+        }
+    };
+    let stale_use = stale_use(&origin.control, lifetime, rules);
+    (Freshness { lifetime, initial_age, stale_use, keep: rules.keep }, source)
 }
 
-/// Everything about the use of a stored response.
-pub fn freshness(received: &Received<'_>, directives: &Directives, rules: &Rules) -> Freshness {
-    let lifetime = lifetime(received, directives, rules).map_or(Duration::ZERO, |(lifetime, _)| lifetime);
-    Freshness {
-        lifetime,
-        initial_age: initial_age(received),
-        stale_use: stale_use(&directives.cache_control, rules),
-        keep: rules.keep,
-    }
-}
-
-/// RFC 9111 §4.2.3: `corrected_initial_age`.
-fn initial_age(received: &Received<'_>) -> Duration {
-    let apparent_age = received.response_time.since(date_value(received));
-    let response_delay = received.response_time.since(received.request_time);
-    apparent_age.max(age::age(received.fields) + response_delay)
-}
-
-/// The route's ttl counts from the response's arrival, so the age it comes with is added. Jitter only shortens.
-fn route_lifetime(received: &Received<'_>, rules: &Rules) -> Option<Duration> {
-    let by_status = rules.status_ttl.iter().find(|(status, _)| *status == received.status).map(|(_, ttl)| *ttl);
-    let by_ttl = || rules.ttl.filter(|_| matches!(received.status.as_u16(), 200 | 203 | 204 | 301 | 308));
-    let ttl = by_status.or_else(by_ttl)?;
-    let shortened = ttl.mul_f64(1.0 - rules.ttl_jitter * received.jitter);
-    Some(shortened + initial_age(received))
-}
-
-/// RFC 9111 §4.2.2, for statuses that are heuristically cacheable, or any that is `public`.
-fn heuristic_lifetime(received: &Received<'_>, directives: &Directives, rules: &Rules) -> Option<Duration> {
-    let is_allowed = is_heuristically_cacheable(received.status) || directives.cache_control.public;
-    if rules.heuristic <= 0.0 || !is_allowed {
-        return None;
-    }
-    let modified = date::parse(received.fields.get(LAST_MODIFIED)?)?;
-    Some(date_value(received).since(modified).mul_f64(rules.heuristic))
-}
-
-/// RFC 9110 §15.1.
-pub const fn is_heuristically_cacheable(status: StatusCode) -> bool {
+/// Whether heuristics may give responses of this status a lifetime (RFC 9110 §15.1).
+pub fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// The origin's explicit windows win over the `proxy-revalidate` that `s-maxage` implies, never over an explicit one
-/// (a deviation from RFC 9111 §5.2.2.10, as CDNs do it); the route's windows yield to `s-maxage` too.
-fn stale_use(directives: &CacheControl, rules: &Rules) -> StaleUse {
-    if directives.no_cache == Qualified::Whole {
-        return StaleUse::AlwaysValidate;
-    }
-    if directives.must_revalidate || directives.proxy_revalidate {
-        return StaleUse::Never;
-    }
-    let (while_revalidate, if_error) = (directives.stale_while_revalidate, directives.stale_if_error);
-    if directives.s_maxage.is_none() {
-        return StaleUse::Within {
-            while_revalidate: while_revalidate.unwrap_or(rules.stale_while_revalidate),
-            if_error: if_error.unwrap_or(rules.stale_if_error),
-            max_stale: true,
-        };
-    }
-    if while_revalidate.is_none() && if_error.is_none() {
-        return StaleUse::Never;
-    }
-    StaleUse::Within {
-        while_revalidate: while_revalidate.unwrap_or_default(),
-        if_error: if_error.unwrap_or_default(),
-        max_stale: false,
-    }
+/// The route's ttl for a status: by status, else the one for 200, 203, 204, 301 and 308.
+pub fn route_ttl(status: StatusCode, rules: &Rules) -> Option<Duration> {
+    // A part is stored as if it were an incomplete 200 (RFC 9111 §3.3).
+    let status = if status == StatusCode::PARTIAL_CONTENT { StatusCode::OK } else { status };
+    let by_status = rules.status_ttl.iter().find(|(named, _)| *named == status).map(|(_, ttl)| *ttl);
+    let by_default = || rules.ttl.filter(|_| matches!(status.as_u16(), 200 | 203 | 204 | 301 | 308));
+    by_status.or_else(by_default)
 }
 
-/// `Date`, or the time of arrival where there is no valid one (RFC 9110 §6.6.1).
-fn date_value(received: &Received<'_>) -> Timestamp {
-    date::date(received.fields).unwrap_or(received.response_time)
+fn shortened(ttl: Duration, fraction: f64) -> Duration {
+    let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
+    ttl.saturating_sub(ttl.mul_f64(fraction))
+}
+
+/// A fraction of the time since `Last-Modified` (RFC 9111 §4.2.2), for responses that may have one.
+fn heuristic_lifetime(
+    status: StatusCode,
+    fields: &HeaderMap,
+    origin: &Origin,
+    received: Timestamp,
+    rules: &Rules,
+) -> Option<Duration> {
+    if rules.heuristic <= 0.0 || !(is_heuristically_cacheable(status) || origin.control.public) {
+        return None;
+    }
+    let modified = date::parse(fields.get(LAST_MODIFIED)?)?;
+    let unmodified_for = date::date(fields).unwrap_or(received).since(modified);
+    let lifetime = unmodified_for.mul_f64(rules.heuristic.min(1.0)).min(HEURISTIC_MAX);
+    (!lifetime.is_zero()).then_some(lifetime)
+}
+
+/// The corrected initial age (RFC 9111 §4.2.3).
+fn initial_age(fields: &HeaderMap, times: Times) -> Duration {
+    // `Date` names a whole second, of which the response may come from the very end: what lies within it is not age.
+    let apparent =
+        date::date(fields).map_or(Duration::ZERO, |date| times.response.since(date.plus(Duration::from_millis(999))));
+    let corrected = age(fields) + times.response.since(times.request);
+    apparent.max(corrected)
+}
+
+fn stale_use(control: &CacheControl, lifetime: Duration, rules: &Rules) -> StaleUse {
+    if control.no_cache == Qualified::Whole && !rules.ignore_origin.no_cache {
+        return StaleUse::AlwaysValidate;
+    }
+    // RFC 9111 §5.2.2.2, §5.2.2.8: never stale.
+    if control.must_revalidate || control.proxy_revalidate {
+        return StaleUse::Never;
+    }
+    let (while_revalidate, if_error) = (control.stale_while_revalidate, control.stale_if_error);
+    if control.s_maxage.is_some() {
+        // RFC 9111 §5.2.2.10: s-maxage implies proxy-revalidate. Deviation: not where the origin gives explicit
+        // windows beside it, for then it means them. The route's windows and a client's max-stale do yield.
+        if while_revalidate.is_none() && if_error.is_none() {
+            return StaleUse::Never;
+        }
+        return StaleUse::Within {
+            while_revalidate: while_revalidate.unwrap_or_default(),
+            if_error: if_error.unwrap_or_default(),
+            max_stale: false,
+        };
+    }
+    // What never was fresh is not made fresh by the route's stale-while-revalidate.
+    let by_route = if lifetime.is_zero() { Duration::ZERO } else { rules.stale_while_revalidate };
+    StaleUse::Within {
+        while_revalidate: while_revalidate.unwrap_or(by_route),
+        if_error: if_error.unwrap_or(rules.stale_if_error),
+        max_stale: true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
-    use http::HeaderValue;
+    use crate::policy::given::{NOW, at, fields};
+    use crate::policy::{IgnoreOrigin, Rules};
 
-    const NOW: Timestamp = Timestamp::from_secs(784_111_777);
-
-    fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
-        let mut fields = HeaderMap::new();
-        for (name, value) in lines {
-            fields.append(*name, HeaderValue::from_str(value).unwrap());
-        }
-        fields
+    fn rules(change: impl FnOnce(&mut Rules)) -> Rules {
+        let mut rules = Rules { ttl_jitter: 0.0, ..Rules::default() };
+        change(&mut rules);
+        rules
     }
 
-    fn found(status: u16, lines: &[(&'static str, &str)], rules: &Rules) -> Freshness {
-        let fields = fields(lines);
+    fn check_with(rules: &Rules, status: u16, text: &str) -> (Freshness, Source) {
+        let fields = fields(text);
+        let times = Times { request: NOW, response: NOW };
         let status = StatusCode::from_u16(status).unwrap();
-        let received = Received { status, fields: &fields, request_time: NOW, response_time: NOW, jitter: 0.5 };
-        freshness(&received, &Directives::of(&fields, rules), rules)
+        freshness(status, &fields, &Origin::of(&fields, rules), times, 0.5, rules)
+    }
+
+    fn lifetime(rules: &Rules, status: u16, text: &str) -> (u64, Source) {
+        let (freshness, source) = check_with(rules, status, text);
+        (freshness.lifetime.as_secs(), source)
     }
 
     #[test]
-    fn the_origins_lifetime_comes_from_the_most_specific_place() {
-        let check = |lines: &[(&'static str, &str)], seconds: u64| {
-            assert_eq!(found(200, lines, &Rules::default()).lifetime.as_secs(), seconds, "{lines:?}");
+    fn the_origins_freshness_is_the_first_of_targeted_field_s_maxage_max_age_and_expires() {
+        let check = |text, expected: Option<u64>| {
+            let expected = expected.map_or((0, Source::Nobody), |secs| (secs, Source::Origin));
+            assert_eq!(lifetime(&rules(|_| ()), 200, text), expected, "{text}");
         };
-        check(&[("cache-control", "max-age=5")], 5);
-        check(&[("cache-control", "max-age=5, s-maxage=7")], 7);
-        check(&[("cache-control", "max-age=5"), ("cdn-cache-control", "max-age=9")], 9);
-        check(&[("cache-control", "max-age=5"), ("cdn-cache-control", "MAX-AGE")], 5);
-        check(&[("expires", "Sun, 06 Nov 1994 08:50:37 GMT")], 60);
-        check(&[("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("cdn-cache-control", "public")], 0);
-        check(&[("expires", "Sun, 06 Nov 1994 08:50:37 GMT"), ("date", "Sun, 06 Nov 1994 08:50:27 GMT")], 10);
-        check(&[("expires", "0")], 0);
-        check(&[], 0);
+        check("", None);
+        check("cache-control: public", None);
+        check("cache-control: max-age=60", Some(60));
+        check("cache-control: max-age=60, s-maxage=7", Some(7));
+        check("cache-control: s-maxage=7 | cache-control: max-age=60", Some(7));
+        check("cache-control: max-age=60 | expires: {500} | date: {0}", Some(60));
+        check("cache-control: max-age=0 | expires: {500} | date: {0}", Some(0));
+        check("expires: {500} | date: {0}", Some(500));
+        check("expires: {500} | date: {100}", Some(400));
+        check("expires: {300} | date: {400}", Some(0));
+        check("expires: {0} | date: {0}", Some(0));
+        check("expires: 0 | date: {0}", Some(0));
+        check("expires: {500} | date: nonsense", Some(500));
+        check("expires: {500}", Some(500));
+        check("expires: {500} | expires: {500} | date: {0}", Some(0));
+        check("expires: {500} | expires: {600} | date: {0}", Some(0));
+        check("cdn-cache-control: max-age=9 | cache-control: max-age=60 | expires: {500}", Some(9));
+        check("cdn-cache-control: public | cache-control: max-age=60 | expires: {500}", None);
+        check("cdn-cache-control: max-age=9, & | cache-control: max-age=60", Some(60));
+        check("surrogate-control: max-age=9 | cache-control: max-age=60", Some(60));
+    }
+
+    #[test]
+    fn the_targeted_fields_are_those_of_the_list_in_its_order() {
+        let rules = rules(|rules| {
+            rules.targeted_fields =
+                ["aside-cache-control", "cdn-cache-control"].map(HeaderName::from_static).into_iter().collect();
+        });
+        let text = "cdn-cache-control: max-age=2 | aside-cache-control: max-age=1 | cache-control: max-age=3";
+        assert_eq!(lifetime(&rules, 200, text), (1, Source::Origin));
+        assert_eq!(lifetime(&rules, 200, "cdn-cache-control: max-age=2"), (2, Source::Origin));
     }
 
     #[test]
     fn the_routes_ttl_meets_the_origins_by_its_mode() {
-        let check = |mode: TtlMode, origin: &str, status: u16, seconds: u64| {
-            let ttl = Some(Duration::from_secs(100));
-            let status_ttl = Box::new([(StatusCode::NOT_FOUND, Duration::from_secs(10))]);
-            let rules = Rules { ttl, ttl_mode: mode, status_ttl, ttl_jitter: 0.0, ..Rules::default() };
-            let lifetime = found(status, &[("cache-control", origin)], &rules).lifetime.as_secs();
-            assert_eq!(lifetime, seconds, "{mode:?} {origin} {status}");
+        let check = |mode, ttl: u64, text, expected| {
+            let rules = rules(|rules| {
+                rules.ttl = Some(Duration::from_secs(ttl));
+                rules.ttl_mode = mode;
+            });
+            assert_eq!(lifetime(&rules, 200, text), expected, "{mode:?} {ttl} {text}");
         };
-        check(TtlMode::Default, "", 200, 100);
-        check(TtlMode::Default, "", 404, 10);
-        check(TtlMode::Default, "", 302, 0);
-        check(TtlMode::Default, "max-age=5", 200, 5);
-        check(TtlMode::Default, "max-age=5", 404, 5);
-        check(TtlMode::Override, "max-age=5", 200, 100);
-        check(TtlMode::Override, "max-age=5", 302, 5);
-        check(TtlMode::Cap, "max-age=5", 200, 5);
-        check(TtlMode::Cap, "max-age=500", 200, 100);
-        check(TtlMode::Cap, "", 200, 100);
+        check(TtlMode::Default, 30, "", (30, Source::Route));
+        check(TtlMode::Default, 30, "cache-control: max-age=60", (60, Source::Origin));
+        check(TtlMode::Default, 30, "cache-control: max-age=0", (0, Source::Origin));
+        check(TtlMode::Override, 30, "cache-control: max-age=60", (30, Source::Route));
+        check(TtlMode::Override, 30, "cache-control: max-age=1", (30, Source::Route));
+        check(TtlMode::Override, 30, "", (30, Source::Route));
+        check(TtlMode::Cap, 30, "cache-control: max-age=60", (30, Source::Origin));
+        check(TtlMode::Cap, 30, "cache-control: max-age=10", (10, Source::Origin));
+        check(TtlMode::Cap, 30, "", (30, Source::Route));
+    }
+
+    #[test]
+    fn the_routes_ttl_covers_its_statuses_and_status_ttl_goes_before() {
+        let rules = rules(|rules| {
+            rules.ttl = Some(Duration::from_secs(30));
+            rules.status_ttl = Box::new([
+                (StatusCode::NOT_FOUND, Duration::from_secs(5)),
+                (StatusCode::MOVED_PERMANENTLY, Duration::from_secs(90)),
+            ]);
+        });
+        let granted = [(200, 30), (203, 30), (204, 30), (206, 30), (301, 90), (308, 30), (404, 5)];
+        for (status, secs) in granted {
+            assert_eq!(lifetime(&rules, status, ""), (secs, Source::Route), "{status}");
+        }
+        for status in [201, 302, 307, 403, 410, 500, 503] {
+            assert_eq!(lifetime(&rules, status, ""), (0, Source::Nobody), "{status}");
+        }
     }
 
     #[test]
     fn jitter_only_shortens_and_only_what_the_route_decided() {
-        let rules = Rules { ttl: Some(Duration::from_secs(100)), ttl_jitter: 0.2, ..Rules::default() };
-        assert_eq!(found(200, &[], &rules).lifetime.as_secs(), 90);
-        assert_eq!(found(200, &[("cache-control", "max-age=100")], &rules).lifetime.as_secs(), 100);
-    }
-
-    #[test]
-    fn a_routes_ttl_counts_from_arrival_and_the_origins_from_generation() {
-        let rules = Rules { ttl: Some(Duration::from_secs(100)), ttl_jitter: 0.0, ..Rules::default() };
-        let by_route = found(200, &[("age", "30")], &rules);
-        assert_eq!((by_route.lifetime.as_secs(), by_route.initial_age.as_secs()), (130, 30));
-        let by_origin = found(200, &[("age", "30"), ("cache-control", "max-age=40")], &rules);
-        assert_eq!((by_origin.lifetime.as_secs(), by_origin.initial_age.as_secs()), (40, 30));
-    }
-
-    #[test]
-    fn the_age_is_the_greater_of_apparent_and_received() {
-        let check = |lines: &[(&'static str, &str)], seconds: u64| {
-            assert_eq!(found(200, lines, &Rules::default()).initial_age.as_secs(), seconds, "{lines:?}");
+        let check = |jitter_max, mode, text, expected| {
+            let rules = rules(|rules| {
+                rules.ttl = Some(Duration::from_secs(100));
+                rules.ttl_mode = mode;
+                rules.ttl_jitter = jitter_max;
+            });
+            assert_eq!(lifetime(&rules, 200, text).0, expected, "{jitter_max} {mode:?} {text}");
         };
-        check(&[], 0);
-        check(&[("date", "Sun, 06 Nov 1994 08:49:27 GMT")], 10);
-        check(&[("date", "Sun, 06 Nov 1994 08:49:27 GMT"), ("age", "25")], 25);
-        check(&[("date", "Sun, 06 Nov 1994 08:59:27 GMT"), ("age", "5")], 5);
+        check(0.0, TtlMode::Default, "", 100);
+        check(0.1, TtlMode::Default, "", 95);
+        check(1.0, TtlMode::Default, "", 50);
+        check(f64::NAN, TtlMode::Default, "", 100);
+        check(0.1, TtlMode::Default, "cache-control: max-age=60", 60);
+        check(0.1, TtlMode::Cap, "cache-control: max-age=600", 95);
+        check(0.1, TtlMode::Cap, "cache-control: max-age=10", 10);
     }
 
     #[test]
-    fn heuristics_are_off_unless_asked_for() {
-        let modified = [("last-modified", "Sun, 06 Nov 1994 08:48:57 GMT")];
-        let rules = Rules { heuristic: 0.1, ..Rules::default() };
-        assert_eq!(found(200, &modified, &Rules::default()).lifetime.as_secs(), 0);
-        assert_eq!(found(200, &modified, &rules).lifetime.as_secs(), 4);
-        assert_eq!(found(302, &modified, &rules).lifetime.as_secs(), 0);
-        assert_eq!(found(302, &[modified[0], ("cache-control", "public")], &rules).lifetime.as_secs(), 4);
+    fn a_ttl_of_the_route_counts_from_reception() {
+        let rules = rules(|rules| rules.ttl = Some(Duration::from_secs(30)));
+        let (freshness, _) = check_with(&rules, 200, "age: 1000");
+        assert_eq!(freshness.initial_age, Duration::from_secs(1000));
+        assert_eq!(freshness.lifetime, Duration::from_secs(1030));
     }
 
     #[test]
-    fn explicit_revalidation_forbids_stale_use_and_s_maxage_yields_to_explicit_windows() {
+    fn heuristics_are_a_fraction_of_the_time_since_last_modified_for_those_who_may_have_one() {
+        let check = |heuristic, status, text, expected| {
+            let rules = rules(|rules| rules.heuristic = heuristic);
+            assert_eq!(lifetime(&rules, status, text), expected, "{heuristic} {status} {text}");
+        };
+        let day_old = "last-modified: {-86400} | date: {0}";
+        check(0.0, 200, day_old, (0, Source::Nobody));
+        for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501] {
+            check(0.1, status, day_old, (8640, Source::Heuristic));
+        }
+        for status in [201, 202, 302, 403, 502, 503, 504, 599] {
+            check(0.1, status, day_old, (0, Source::Nobody));
+        }
+        check(0.1, 599, "last-modified: {-86400} | date: {0} | cache-control: public", (8640, Source::Heuristic));
+        check(0.1, 200, "last-modified: {-86400} | cache-control: max-age=1", (1, Source::Origin));
+        check(0.1, 200, "last-modified: {-86400} | expires: 0", (0, Source::Origin));
+        check(0.1, 200, "last-modified: {50} | date: {0}", (0, Source::Nobody));
+        check(0.1, 200, "date: {0}", (0, Source::Nobody));
+        check(1.0, 200, "last-modified: {-864000} | date: {0}", (86_400, Source::Heuristic));
+    }
+
+    #[test]
+    fn the_initial_age_is_the_greater_of_apparent_and_corrected_age() {
+        let check = |text, delay: i64, expected| {
+            let fields = fields(text);
+            let times = Times { request: at(-delay), response: NOW };
+            assert_eq!(initial_age(&fields, times).as_millis(), expected, "{text} {delay}");
+        };
+        check("", 0, 0);
+        check("", 3, 3_000);
+        check("age: 30", 0, 30_000);
+        check("age: 30", 3, 33_000);
+        check("date: {0}", 0, 0);
+        check("date: {-1}", 0, 1);
+        check("date: {-100}", 3, 99_001);
+        check("date: {-100} | age: 200", 0, 200_000);
+        check("date: {100}", 0, 0);
+        check("date: nonsense | age: 7", 0, 7_000);
+        // RFC 9111 §5.1: the first member counts, and what is no number does not.
+        check("age: 7200,0", 0, 7_200_000);
+        check("age: 0, 7200", 0, 0);
+        check("age: 7 | age: 9", 0, 7_000);
+        check("age: abc", 0, 0);
+        check("age: -7200", 0, 0);
+        check("age: 7200.0", 0, 0);
+        check("age: 7200;foo=bar", 0, 0);
+        check("age:", 0, 0);
+        check("age: 99999999999999999999999", 0, (1_u128 << 31) * 1000);
+    }
+
+    #[test]
+    fn what_may_happen_once_stale_is_the_origins_word_before_the_routes() {
         let within = |while_revalidate, if_error, max_stale| StaleUse::Within {
             while_revalidate: Duration::from_secs(while_revalidate),
             if_error: Duration::from_secs(if_error),
             max_stale,
         };
-        let check = |origin: &str, expected: StaleUse| {
-            let rules = Rules { stale_while_revalidate: Duration::from_secs(7), ..Rules::default() };
-            assert_eq!(found(200, &[("cache-control", origin)], &rules).stale_use, expected, "{origin}");
+        let rules = rules(|rules| {
+            rules.stale_while_revalidate = Duration::from_secs(5);
+            rules.stale_if_error = Duration::from_secs(60);
+        });
+        let check = |control: &str, expected| {
+            let (freshness, _) = check_with(&rules, 200, &format!("cache-control: {control}"));
+            assert_eq!(freshness.stale_use, expected, "{control}");
         };
-        check("max-age=1", within(7, 60, true));
-        check("max-age=1, stale-while-revalidate=3, stale-if-error=0", within(3, 0, true));
-        check("no-cache", StaleUse::AlwaysValidate);
-        check("must-revalidate, stale-if-error=3", StaleUse::Never);
-        check("proxy-revalidate, s-maxage=1, stale-if-error=3", StaleUse::Never);
+        check("max-age=1", within(5, 60, true));
+        check("max-age=1, stale-while-revalidate=7", within(7, 60, true));
+        check("max-age=1, stale-if-error=8", within(5, 8, true));
+        check("max-age=1, stale-if-error=0, stale-while-revalidate=0", within(0, 0, true));
+        check("max-age=1, must-revalidate, stale-if-error=8", StaleUse::Never);
+        check("max-age=1, proxy-revalidate, stale-while-revalidate=8", StaleUse::Never);
         check("s-maxage=1", StaleUse::Never);
-        check("s-maxage=1, stale-if-error=3", within(0, 3, false));
+        check("s-maxage=1, max-age=5", StaleUse::Never);
+        check("s-maxage=1, stale-if-error=8", within(0, 8, false));
+        check("s-maxage=1, stale-while-revalidate=8", within(8, 0, false));
+        check("s-maxage=1, stale-while-revalidate=8, must-revalidate", StaleUse::Never);
+        check("max-age=1, no-cache, stale-if-error=8", StaleUse::AlwaysValidate);
+        check("max-age=1, no-cache=\"set-cookie\"", within(5, 60, true));
+        // Never fresh: the route's window does not make it so, the origin's own does.
+        check("max-age=0", within(0, 60, true));
+        check("max-age=0, stale-while-revalidate=7", within(7, 60, true));
+    }
+
+    #[test]
+    fn a_no_cache_that_the_route_ignores_does_not_count() {
+        let ignore_origin = IgnoreOrigin { no_cache: true, ..IgnoreOrigin::default() };
+        let rules = rules(|rules| rules.ignore_origin = ignore_origin);
+        let (freshness, _) = check_with(&rules, 200, "cache-control: no-cache, max-age=9");
+        assert!(matches!(freshness.stale_use, StaleUse::Within { .. }));
+        assert_eq!(freshness.lifetime.as_secs(), 9);
     }
 }

@@ -1,11 +1,15 @@
 //! What may be stored, reused, validated and must be forgotten (RFC 9111, 5861, 9213): pure functions over values.
 
+pub mod freshen;
+#[cfg(test)]
+pub mod given;
 pub mod invalidate;
 pub mod lifetime;
-pub mod partial;
+pub mod parts;
 pub mod ranges;
 pub mod reuse;
 pub mod settle;
+pub mod storable;
 pub mod validate;
 
 use std::sync::Arc;
@@ -104,53 +108,6 @@ impl Default for Rules {
             client_cache_control: ClientCacheControl::default(),
             targeted_fields: Arc::from([HeaderName::from_static("cdn-cache-control")]),
             authorization_keyed: false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    //! What the tests of the policy are made of.
-
-    use super::*;
-    use crate::clock::Timestamp;
-    use crate::fields::range::ContentRange;
-    use crate::fields::vary::SelectingFields;
-    use crate::policy::lifetime::{Directives, Received, freshness};
-    use crate::stored::{Provenance, StoredResponse};
-    use http::request::Parts;
-    use http::{HeaderMap, HeaderValue, Request};
-
-    pub const NOW: Timestamp = Timestamp::from_secs(1_000_000_000);
-
-    pub fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
-        let mut fields = HeaderMap::new();
-        for (name, value) in lines {
-            fields.append(*name, HeaderValue::from_str(value).unwrap());
-        }
-        fields
-    }
-
-    pub fn request(method: &str, lines: &[(&'static str, &str)]) -> Parts {
-        let mut parts = Request::builder().method(method).uri("/a").body(()).unwrap().into_parts().0;
-        parts.headers = fields(lines);
-        parts
-    }
-
-    pub fn stored_with(lines: &[(&'static str, &str)], rules: &Rules) -> StoredResponse {
-        let fields = fields(lines);
-        let received =
-            Received { status: StatusCode::OK, fields: &fields, request_time: NOW, response_time: NOW, jitter: 0.0 };
-        StoredResponse {
-            status: StatusCode::OK,
-            request_time: NOW,
-            response_time: NOW,
-            freshness: freshness(&received, &Directives::of(&fields, rules), rules),
-            selecting: SelectingFields::of(&fields),
-            part: ContentRange::of(&fields),
-            provenance: Provenance::default(),
-            body: bytes::Bytes::from_static(b"0123456789"),
-            fields,
         }
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use http::header::RANGE;
 use http::request::Parts;
 
-use super::{ClientCacheControl, Rules, partial};
+use super::ranges::{Coverage, coverage};
+use super::{ClientCacheControl, Rules};
 use crate::clock::Timestamp;
 use crate::fields::cache_control::{CacheControl, MaxStale, Qualified};
+use crate::fields::vary::SelectingFields;
 use crate::stored::{StaleUse, StoredResponse};
 
 /// What to do with a request, given what is stored.
@@ -19,7 +20,8 @@ pub enum Decision {
     Serve(Arc<StoredResponse>, Use),
     /// Answer from it, and validate it in the background.
     ServeWhileRevalidating(Arc<StoredResponse>),
-    /// Ask the upstream on the stored response's conditions, or complete the stored part.
+    /// Ask the upstream, on the stored response's conditions where it has validators, or for the rest of a stored part.
+    /// What is stored may still be used if the upstream fails ([`usable_on_error`]).
     Validate(Arc<StoredResponse>, Why),
     /// Ask the upstream as if nothing were stored.
     Forward(Why),
@@ -57,8 +59,9 @@ pub enum Why {
     Partial,
 }
 
-/// Decides. `must_validate` tells that the ledger allows it only after validation (soft purge); `miss` is why the
-/// upstream is asked where nothing is stored.
+/// Decides. With `must_validate` the ledger allows what is stored only after validation (soft purge, unsynced
+/// residence). `miss` is why the upstream is asked where nothing is stored. A POST or QUERY is to be asked about only
+/// where the route keys the content.
 pub fn decide(
     request: &Parts,
     stored: Option<Arc<StoredResponse>>,
@@ -67,153 +70,276 @@ pub fn decide(
     rules: &Rules,
     now: Timestamp,
 ) -> Decision {
-    let directives = CacheControl::of_request(&request.headers);
+    let control = CacheControl::of_request(&request.headers);
     let decision = match stored {
+        _ if !is_answered_by_caches(&request.method) => Decision::Forward(Why::Method),
+        // RFC 9111 §5.2.1.5: nothing of the answer may be stored, so it is fetched for this request alone.
+        _ if control.no_store => Decision::Forward(Why::Request),
         None => Decision::Forward(miss),
-        Some(stored) if !partial::covers(&request.method, &request.headers, &stored) => beyond_part(request, stored),
-        Some(stored) => reuse(&directives, stored, must_validate, rules, now),
+        // RFC 9111 §4.1: `Vary: *` never matches.
+        Some(stored) if stored.selecting == SelectingFields::Any => Decision::Forward(Why::VaryMiss),
+        Some(stored) => judge(request, &control, stored, must_validate, rules, now),
     };
-    let needs_upstream = matches!(decision, Decision::Validate(..) | Decision::Forward(_));
-    // RFC 9111 §5.2.1.7.
-    if directives.only_if_cached && needs_upstream { Decision::GatewayTimeout } else { decision }
-}
-
-/// The stored part is not enough: its rest is asked for where the two can be combined, else everything.
-fn beyond_part(request: &Parts, stored: Arc<StoredResponse>) -> Decision {
-    let asks_for_whole = request.method == Method::GET && !request.headers.contains_key(RANGE);
-    if asks_for_whole && partial::is_completable(&stored) {
-        Decision::Validate(stored, Why::Partial)
-    } else {
-        Decision::Forward(Why::Partial)
+    match decision {
+        // RFC 9111 §5.2.1.7.
+        Decision::Validate(..) | Decision::Forward(_) if control.only_if_cached => Decision::GatewayTimeout,
+        decision => decision,
     }
 }
 
-fn reuse(
-    directives: &CacheControl,
+fn judge(
+    request: &Parts,
+    control: &CacheControl,
     stored: Arc<StoredResponse>,
     must_validate: bool,
     rules: &Rules,
     now: Timestamp,
 ) -> Decision {
-    // RFC 9111 §5.2.2.4: no-cache responses are validated however fresh.
+    // RFC 9111 §3.3: a part answers only requests for what lies within it.
+    if coverage(&request.method, &request.headers, &stored) == Coverage::Outside {
+        return Decision::Validate(stored, Why::Partial);
+    }
+    // RFC 9111 §5.2.2.4.
     if must_validate || stored.freshness.stale_use == StaleUse::AlwaysValidate {
         return Decision::Validate(stored, Why::Stale);
     }
-    let respected = rules.client_cache_control == ClientCacheControl::Respect;
-    if respected && refuses(directives, &stored, now) {
-        return Decision::Validate(stored, Why::Request);
+    let respected = (rules.client_cache_control == ClientCacheControl::Respect).then_some(control);
+    if respected.is_some_and(|control| is_refused(control, &stored, now)) {
+        let why = if stored.is_fresh(now) { Why::Request } else { Why::Stale };
+        return Decision::Validate(stored, why);
     }
     if stored.is_fresh(now) {
         return Decision::Serve(stored, Use::Fresh);
     }
-    let StaleUse::Within { while_revalidate, max_stale, .. } = stored.freshness.stale_use else {
-        return Decision::Validate(stored, Why::Stale);
-    };
+    stale(respected, stored, now)
+}
+
+/// RFC 9111 §4.2.4: stale only where the origin, the route or the client allows it.
+fn stale(respected: Option<&CacheControl>, stored: Arc<StoredResponse>, now: Timestamp) -> Decision {
     let stale_for = stored.stale_for(now);
-    if respected && max_stale && accepts_stale(directives, stale_for) {
-        return Decision::Serve(stored, Use::Stale);
-    }
-    // RFC 5861 §3.
-    if stale_for < while_revalidate {
-        return Decision::ServeWhileRevalidating(stored);
-    }
-    Decision::Validate(stored, Why::Stale)
-}
-
-/// Whether a client's directives refuse what is stored (RFC 9111 §5.2.1.1, §5.2.1.3, §5.2.1.4).
-fn refuses(directives: &CacheControl, stored: &StoredResponse, now: Timestamp) -> bool {
-    directives.no_cache != Qualified::Absent
-        || directives.max_age.is_some_and(|max_age| stored.age(now) > max_age || max_age.is_zero())
-        || directives.min_fresh.is_some_and(|min_fresh| stored.fresh_for(now) < min_fresh)
-}
-
-/// RFC 9111 §5.2.1.2.
-fn accepts_stale(directives: &CacheControl, stale_for: Duration) -> bool {
-    match directives.max_stale {
-        None => false,
-        Some(MaxStale::Any) => true,
-        Some(MaxStale::For(limit)) => stale_for <= limit,
+    match stored.freshness.stale_use {
+        StaleUse::Within { while_revalidate, max_stale, .. } => {
+            // RFC 9111 §5.2.1.1: a client that gives a max-age without max-stale wants nothing stale.
+            let wants_fresh = respected.is_some_and(|control| {
+                (control.max_age.is_some() || control.min_fresh.is_some()) && control.max_stale.is_none()
+            });
+            if stale_for < while_revalidate && !wants_fresh {
+                return Decision::ServeWhileRevalidating(stored);
+            }
+            if max_stale && respected.is_some_and(|control| allows_stale(control, stale_for)) {
+                return Decision::Serve(stored, Use::Stale);
+            }
+            Decision::Validate(stored, Why::Stale)
+        }
+        StaleUse::AlwaysValidate | StaleUse::Never => Decision::Validate(stored, Why::Stale),
     }
 }
 
-/// Whether the stored response may answer after the upstream failed (RFC 5861 §4), by its own window or the request's
-/// `stale-if-error`. One that is still fresh may.
+/// Whether the stored response may answer after the upstream failed (RFC 5861 §4), by its own windows and the
+/// request's `stale-if-error` and `max-stale`. A client's `no-cache` does not forbid it: it is advisory
+/// (RFC 9111 §5.2.1), and the alternative is an error.
 pub fn usable_on_error(request: &Parts, stored: &StoredResponse, now: Timestamp) -> bool {
-    let asked = CacheControl::of_request(&request.headers).stale_if_error.unwrap_or_default();
-    let in_time = match stored.freshness.stale_use {
-        StaleUse::AlwaysValidate => false,
-        StaleUse::Never => stored.is_fresh(now),
-        StaleUse::Within { if_error, .. } => stored.is_fresh(now) || stored.stale_for(now) < if_error.max(asked),
-    };
-    in_time && partial::covers(&request.method, &request.headers, stored)
+    let StaleUse::Within { if_error, max_stale, .. } = stored.freshness.stale_use else { return false };
+    if coverage(&request.method, &request.headers, stored) == Coverage::Outside {
+        return false;
+    }
+    let stale_for = stored.stale_for(now);
+    if stored.is_fresh(now) || stale_for < if_error {
+        return true;
+    }
+    let control = CacheControl::of_request(&request.headers);
+    max_stale && (control.stale_if_error.is_some_and(|window| stale_for < window) || allows_stale(&control, stale_for))
+}
+
+/// Whether responses to the method are reused: GET and HEAD, and POST and QUERY by their content.
+fn is_answered_by_caches(method: &Method) -> bool {
+    matches!(method.as_str(), "GET" | "HEAD" | "POST" | "QUERY")
+}
+
+/// Whether the client's directives refuse the stored response as it is (RFC 9111 §5.2.1).
+fn is_refused(control: &CacheControl, stored: &StoredResponse, now: Timestamp) -> bool {
+    // `max-age=0` is how a reload asks for validation, at whatever age.
+    let too_old = control.max_age.is_some_and(|max_age| max_age.is_zero() || stored.age(now) > max_age);
+    let not_fresh_enough = control.min_fresh.is_some_and(|min_fresh| stored.fresh_for(now) < min_fresh);
+    control.no_cache != Qualified::Absent || too_old || not_fresh_enough
+}
+
+fn allows_stale(control: &CacheControl, stale_for: Duration) -> bool {
+    match control.max_stale {
+        Some(MaxStale::Any) => true,
+        Some(MaxStale::For(bound)) => stale_for <= bound,
+        None => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::{NOW, request, stored_with};
+    use crate::policy::given::{at, request, stored, stored_by};
 
-    fn check(request_lines: &[(&'static str, &str)], response: &str, age: u64, rules: &Rules, expected: &str) {
-        let stored = Arc::new(stored_with(&[("cache-control", response)], rules));
-        let now = NOW.plus(Duration::from_secs(age));
-        let decision = decide(&request("GET", request_lines), Some(stored), false, Why::UriMiss, rules, now);
-        let found = match decision {
-            Decision::Serve(_, Use::Fresh) => "fresh",
-            Decision::Serve(_, Use::Stale) => "stale",
-            Decision::ServeWhileRevalidating(_) => "revalidating",
-            Decision::Validate(_, Why::Request) => "request",
-            Decision::Validate(..) => "validate",
-            Decision::Forward(_) => "forward",
-            Decision::GatewayTimeout => "timeout",
-        };
-        assert_eq!(found, expected, "{request_lines:?} {response} at {age} s");
+    /// A decision without the stored response.
+    fn name(decision: &Decision) -> String {
+        match decision {
+            Decision::Serve(_, usage) => format!("serve {usage:?}"),
+            Decision::ServeWhileRevalidating(_) => "serve and revalidate".into(),
+            Decision::Validate(_, why) => format!("validate {why:?}"),
+            Decision::Forward(why) => format!("forward {why:?}"),
+            Decision::GatewayTimeout => "gateway timeout".into(),
+        }
+    }
+
+    fn respecting() -> Rules {
+        Rules { client_cache_control: ClientCacheControl::Respect, ..Rules::default() }
+    }
+
+    /// `after` seconds from when `stored_as` came.
+    fn decided(rules: &Rules, stored_as: &str, asked: &str, after: i64) -> String {
+        let stored = Some(Arc::new(stored_by(rules, stored_as, "0123456789")));
+        name(&decide(&request(asked), stored, false, Why::UriMiss, rules, at(after)))
     }
 
     #[test]
     fn a_fresh_response_is_served_and_a_stale_one_validated() {
-        let rules = Rules::default();
-        check(&[], "max-age=10", 9, &rules, "fresh");
-        check(&[], "max-age=10", 10, &rules, "validate");
-        check(&[], "max-age=10, no-cache", 1, &rules, "validate");
-        check(&[], "max-age=10, stale-while-revalidate=5", 14, &rules, "revalidating");
-        check(&[], "max-age=10, stale-while-revalidate=5", 15, &rules, "validate");
-        check(&[], "max-age=10, stale-while-revalidate=5, must-revalidate", 14, &rules, "validate");
-        check(&[], "s-maxage=10, stale-while-revalidate=5", 14, &rules, "revalidating");
+        let check = |stored_as, after, expected| {
+            assert_eq!(decided(&Rules::default(), stored_as, "GET", after), expected, "{stored_as} {after}");
+        };
+        check("200 | cache-control: max-age=60", 0, "serve Fresh");
+        check("200 | cache-control: max-age=60", 59, "serve Fresh");
+        check("200 | cache-control: max-age=60", 60, "validate Stale");
+        check("200 | cache-control: max-age=60 | age: 60", 0, "validate Stale");
+        check("200 | cache-control: max-age=60, no-cache", 0, "validate Stale");
+        check("200 | cache-control: max-age=60, must-revalidate", 59, "serve Fresh");
+        check("200 | cache-control: max-age=60, must-revalidate", 60, "validate Stale");
+        check("200 | cache-control: s-maxage=60, max-age=900", 60, "validate Stale");
+        check("200 | cache-control: max-age=60 | vary: *", 0, "forward VaryMiss");
+        check("206 | cache-control: max-age=60 | content-range: bytes 0-9/20", 0, "validate Partial");
+    }
+
+    #[test]
+    fn stale_while_revalidate_serves_within_its_window() {
+        let rules = Rules { stale_while_revalidate: Duration::from_secs(5), ..Rules::default() };
+        let check = |stored_as, after, expected| {
+            assert_eq!(decided(&rules, stored_as, "GET", after), expected, "{stored_as} {after}");
+        };
+        check("200 | cache-control: max-age=60", 59, "serve Fresh");
+        check("200 | cache-control: max-age=60", 64, "serve and revalidate");
+        check("200 | cache-control: max-age=60", 65, "validate Stale");
+        check("200 | cache-control: max-age=60, stale-while-revalidate=9", 68, "serve and revalidate");
+        check("200 | cache-control: max-age=60, stale-while-revalidate=0", 60, "validate Stale");
+        check("200 | cache-control: s-maxage=60", 60, "validate Stale");
+        check("200 | cache-control: s-maxage=60, stale-while-revalidate=9", 60, "serve and revalidate");
+        check("200 | cache-control: max-age=60, must-revalidate", 60, "validate Stale");
+        check("200 | etag: \"a\"", 0, "validate Stale");
+        check("200 | etag: \"a\" | cache-control: max-age=0", 0, "validate Stale");
+        check("200 | cache-control: max-age=0, stale-while-revalidate=9", 0, "serve and revalidate");
     }
 
     #[test]
     fn a_clients_directives_count_only_where_they_are_respected() {
-        let respect = Rules { client_cache_control: ClientCacheControl::Respect, ..Rules::default() };
-        let both = |directive: &str, response: &str, age, expected: &str, ignored: &str| {
-            check(&[("cache-control", directive)], response, age, &respect, expected);
-            check(&[("cache-control", directive)], response, age, &Rules::default(), ignored);
+        let check = |stored_as: &str, directives: &str, after, respected, ignored| {
+            let (stored_as, asked) =
+                (format!("200 | cache-control: {stored_as}"), format!("GET | cache-control: {directives}"));
+            assert_eq!(decided(&respecting(), &stored_as, &asked, after), respected, "{stored_as} {asked} {after}");
+            assert_eq!(decided(&Rules::default(), &stored_as, &asked, after), ignored, "{stored_as} {asked} {after}");
         };
-        both("no-cache", "max-age=10", 1, "request", "fresh");
-        both("max-age=5", "max-age=10", 6, "request", "fresh");
-        both("max-age=0", "max-age=10", 0, "request", "fresh");
-        both("min-fresh=5", "max-age=10", 6, "request", "fresh");
-        both("max-stale=5", "max-age=10", 15, "stale", "validate");
-        both("max-stale=5", "max-age=10", 16, "validate", "validate");
-        both("max-stale", "max-age=10", 40, "stale", "validate");
-        both("max-stale", "max-age=10, must-revalidate", 11, "validate", "validate");
-        both("only-if-cached", "max-age=10", 11, "timeout", "timeout");
-        both("nothing-to-see-here", "max-age=10", 1, "fresh", "fresh");
+        let fresh = "serve Fresh";
+        check("max-age=60", "no-cache", 0, "validate Request", fresh);
+        check("max-age=60", "max-age=0", 0, "validate Request", fresh);
+        check("max-age=60", "max-age=10", 10, fresh, fresh);
+        check("max-age=60", "max-age=10", 11, "validate Request", fresh);
+        check("max-age=60", "min-fresh=60", 0, fresh, fresh);
+        check("max-age=60", "min-fresh=60", 1, "validate Request", fresh);
+        check("max-age=60", "max-stale", 70, "serve Stale", "validate Stale");
+        check("max-age=60", "max-stale=10", 70, "serve Stale", "validate Stale");
+        check("max-age=60", "max-stale=9", 70, "validate Stale", "validate Stale");
+        check("max-age=60, must-revalidate", "max-stale", 70, "validate Stale", "validate Stale");
+        check("max-age=60, stale-if-error=5, s-maxage=60", "max-stale", 70, "validate Stale", "validate Stale");
+        check("max-age=60, no-cache", "max-stale", 0, "validate Stale", "validate Stale");
+        let window = "max-age=60, stale-while-revalidate=9";
+        check(window, "max-age=100", 62, "validate Stale", "serve and revalidate");
+        check(window, "max-age=100, max-stale=1", 62, "serve and revalidate", "serve and revalidate");
+        check("max-age=60", "nothing-to-see-here", 0, fresh, fresh);
     }
 
     #[test]
-    fn a_failing_upstream_is_bridged_within_the_window() {
-        let check = |response: &str, asked: &str, age: u64, expected: bool| {
-            let stored = stored_with(&[("cache-control", response)], &Rules::default());
-            let request = request("GET", &[("cache-control", asked)]);
-            let found = usable_on_error(&request, &stored, NOW.plus(Duration::from_secs(age)));
-            assert_eq!(found, expected, "{response} / {asked} at {age} s");
+    fn no_store_and_only_if_cached_always_count() {
+        let check = |directives: &str, after, expected| {
+            let asked = format!("GET | cache-control: {directives}");
+            assert_eq!(
+                decided(&Rules::default(), "200 | cache-control: max-age=60", &asked, after),
+                expected,
+                "{asked}"
+            );
         };
-        check("max-age=10", "", 69, true);
-        check("max-age=10", "", 70, false);
-        check("max-age=10", "stale-if-error=100", 100, true);
-        check("max-age=10, stale-if-error=5", "", 15, false);
-        check("max-age=10, must-revalidate", "stale-if-error=100", 11, false);
-        check("max-age=10, no-cache", "", 1, false);
-        check("s-maxage=10", "", 11, false);
+        check("no-store", 0, "forward Request");
+        check("only-if-cached", 0, "serve Fresh");
+        check("only-if-cached", 60, "gateway timeout");
+        check("only-if-cached, no-store", 0, "gateway timeout");
+        let nothing = decide(
+            &request("GET | cache-control: only-if-cached"),
+            None,
+            false,
+            Why::UriMiss,
+            &Rules::default(),
+            at(0),
+        );
+        assert_eq!(name(&nothing), "gateway timeout");
+    }
+
+    #[test]
+    fn nothing_stored_is_forwarded_for_the_reason_given() {
+        for why in [Why::UriMiss, Why::VaryMiss, Why::Miss] {
+            let decision = decide(&request("GET"), None, false, why, &Rules::default(), at(0));
+            assert_eq!(name(&decision), format!("forward {why:?}"));
+        }
+    }
+
+    #[test]
+    fn what_the_ledger_doubts_is_validated_however_fresh() {
+        let stored = Some(Arc::new(stored("200 | cache-control: max-age=60", "body")));
+        let decision = decide(&request("GET"), stored, true, Why::UriMiss, &Rules::default(), at(0));
+        assert_eq!(name(&decision), "validate Stale");
+    }
+
+    #[test]
+    fn only_reads_are_answered_from_the_store() {
+        for method in ["GET", "HEAD", "POST", "QUERY"] {
+            assert_eq!(decided(&Rules::default(), "200 | cache-control: max-age=60", method, 0), "serve Fresh");
+        }
+        for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "M-SEARCH"] {
+            assert_eq!(decided(&Rules::default(), "200 | cache-control: max-age=60", method, 0), "forward Method");
+        }
+    }
+
+    #[test]
+    fn stale_if_error_bridges_a_failing_upstream_within_its_window() {
+        let check = |control: &str, asked: &str, after, expected| {
+            let stored = stored(&format!("200 | cache-control: {control}"), "body");
+            assert_eq!(usable_on_error(&request(asked), &stored, at(after)), expected, "{control} {asked} {after}");
+        };
+        check("max-age=60", "GET", 0, true);
+        check("max-age=60", "GET", 119, true);
+        check("max-age=60", "GET", 120, false);
+        check("max-age=60", "HEAD", 119, true);
+        check("max-age=60, stale-if-error=5", "GET", 64, true);
+        check("max-age=60, stale-if-error=5", "GET", 65, false);
+        check("max-age=60, stale-if-error=0", "GET", 60, false);
+        check("max-age=60, must-revalidate, stale-if-error=5", "GET", 60, false);
+        check("max-age=60, proxy-revalidate", "GET", 60, false);
+        check("s-maxage=60", "GET", 60, false);
+        check("s-maxage=60, stale-if-error=5", "GET", 64, true);
+        check("max-age=60, no-cache", "GET", 0, false);
+        check("max-age=60", "GET | cache-control: stale-if-error=200", 250, true);
+        check("max-age=60", "GET | cache-control: stale-if-error=200", 260, false);
+        check("max-age=60", "GET | cache-control: max-stale=200", 250, true);
+        check("max-age=60, must-revalidate", "GET | cache-control: stale-if-error=200", 60, false);
+        check("max-age=60", "GET | cache-control: no-cache", 61, true);
+    }
+
+    #[test]
+    fn a_part_bridges_only_requests_within_it() {
+        let part = stored("206 | cache-control: max-age=60 | content-range: bytes 0-9/20", "0123456789");
+        assert!(usable_on_error(&request("GET | range: bytes=2-3"), &part, at(61)));
+        assert!(!usable_on_error(&request("GET"), &part, at(61)));
     }
 }

@@ -2,31 +2,28 @@
 
 use std::sync::Arc;
 
-use http::header::{
-    AGE, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, RANGE, SET_COOKIE,
-};
+use http::header::{CONTENT_LOCATION, RANGE};
 use http::request::Parts as RequestParts;
 use http::response::Parts as ResponseParts;
-use http::{HeaderMap, HeaderName, Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 
-use super::lifetime::{self, Directives, Received};
+pub use super::freshen::{HeadUpdate, updated_by_head};
+use super::invalidate::{is_same_origin, resolve};
+use super::lifetime::Origin;
+pub use super::parts::combine;
 use super::reuse::usable_on_error;
+use super::storable::{Draft, draft};
 use super::validate::Conditional;
-use super::{Rules, SetCookie};
+use super::{Rules, freshen, parts};
 use crate::clock::Timestamp;
-use crate::fields::cache_control::{CacheControl, Qualified};
-use crate::fields::range::ContentRange;
-use crate::fields::validators::{EntityTag, Validators};
-use crate::fields::vary::SelectingFields;
-use crate::fields::{date, hop_by_hop};
-use crate::stored::{Provenance, StaleUse, StoredResponse};
+use crate::stored::StoredResponse;
 
 /// A request sent to the upstream and the head that came back.
 #[derive(Debug)]
 pub struct Exchange<'a> {
     /// The client's request (its own conditions and range, not those sent to the upstream).
     pub request: &'a RequestParts,
-    /// How the upstream was asked.
+    /// On which conditions the upstream was asked, as [`super::validate::upstream_conditions`] said.
     pub conditional: Conditional,
     /// The head received.
     pub response: &'a ResponseParts,
@@ -58,13 +55,16 @@ pub enum Settlement {
     Store(Box<StoredResponse>),
     /// 304: the stored response with updated fields, freshness and times; serve that, store that.
     Freshen(Arc<StoredResponse>),
-    /// A part that completes the stored part: the two combined, once the body is there (RFC 9111 §3.4).
+    /// As `Freshen`, but the updated fields forbid to store it: serve it this once, and forget what is stored.
+    FreshenOnce(Arc<StoredResponse>, NotStored),
+    /// A part that fits the stored part: to be combined with it once its body is there (RFC 9111 §3.4).
     Combine(Box<StoredResponse>),
     /// The upstream failed (5xx) and the stored response may be used (stale-if-error).
     UseStale(Arc<StoredResponse>),
     /// A 304 or 206 that does not fit what is stored: ask again without conditions.
     Refetch,
-    /// Pass it on and do not store it.
+    /// Pass it on and do not store it. A 304 passed so (`Unsolicited`) answers none of our conditions: where the client
+    /// gave none either, it is a fault of the upstream.
     Pass(NotStored),
 }
 
@@ -80,6 +80,7 @@ pub enum NotStored {
     SetCookie,
     VaryAny,
     StatusNotCacheable,
+    Precondition,
     NoFreshness,
     NotUnderstood,
     Partial,
@@ -94,7 +95,7 @@ pub enum NotStored {
 
 impl NotStored {
     /// Every reason, in the order of its counter.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::RequestMethod,
         Self::RequestNoStore,
         Self::ResponseNoStore,
@@ -103,6 +104,7 @@ impl NotStored {
         Self::SetCookie,
         Self::VaryAny,
         Self::StatusNotCacheable,
+        Self::Precondition,
         Self::NoFreshness,
         Self::NotUnderstood,
         Self::Partial,
@@ -126,6 +128,7 @@ impl NotStored {
             Self::SetCookie => "set-cookie",
             Self::VaryAny => "vary-any",
             Self::StatusNotCacheable => "status",
+            Self::Precondition => "precondition",
             Self::NoFreshness => "no-freshness",
             Self::NotUnderstood => "not-understood",
             Self::Partial => "partial",
@@ -139,452 +142,351 @@ impl NotStored {
         }
     }
 
-    /// Whether it tells of the resource, so that hit-for-miss is set; a client's own `no-store` and
-    /// trouble in transit do not.
+    /// Whether it tells of the resource, so that hit-for-miss is set. What one client's `no-store`, range or condition
+    /// caused, and trouble in transit, tells nothing of what the next will get.
     pub const fn is_of_resource(self) -> bool {
-        !matches!(self, Self::RequestMethod | Self::RequestNoStore | Self::Truncated | Self::FillingLimit)
-    }
-}
-
-/// Fields that describe the stored content, and so outlive a 304 (RFC 9111 §3.2; the entity tag chose the response).
-const KEPT_OVER_304: [HeaderName; 5] =
-    [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName::from_static("content-md5")];
-
-impl Exchange<'_> {
-    const fn received<'a>(&self, fields: &'a HeaderMap) -> Received<'a> {
-        Received {
-            status: self.response.status,
-            fields,
-            request_time: self.request_time,
-            response_time: self.response_time,
-            jitter: self.jitter,
+        match self {
+            Self::ResponseNoStore
+            | Self::Private
+            | Self::Authorization
+            | Self::SetCookie
+            | Self::VaryAny
+            | Self::StatusNotCacheable
+            | Self::NoFreshness
+            | Self::NotUnderstood
+            | Self::CloseDelimited
+            | Self::TooLarge
+            | Self::TooManyTags
+            | Self::TooManyVariants => true,
+            Self::RequestMethod
+            | Self::RequestNoStore
+            | Self::Precondition
+            | Self::Partial
+            | Self::Unsolicited
+            | Self::Truncated
+            | Self::FillingLimit => false,
         }
     }
 }
 
-/// Settles a response against what was stored.
+/// Settles a response against what was stored. `stored` is what the request to the upstream was made with.
+///
+/// A POST or QUERY is to be settled only where the route keys the content; see [`storable_for_get`] for the rest.
+/// A HEAD is passed on; [`updated_by_head`] tells what it means for what is stored.
 pub fn settle(exchange: &Exchange<'_>, stored: Option<&Arc<StoredResponse>>, rules: &Rules) -> Settlement {
     let status = exchange.response.status;
-    if status == StatusCode::NOT_MODIFIED {
-        return match stored.filter(|stored| is_selected(exchange, stored)) {
-            Some(stored) => Settlement::Freshen(Arc::new(freshened(exchange, stored, rules))),
-            None => Settlement::Refetch,
-        };
-    }
-    if let Some(stored) = stored.filter(|_| is_failure(status))
+    if let Some(stored) = stored
+        && is_failure(status)
         && usable_on_error(exchange.request, stored, exchange.response_time)
     {
         return Settlement::UseStale(Arc::clone(stored));
     }
-    if exchange.conditional == Conditional::Completing && status != StatusCode::OK {
-        return completed(exchange, rules);
-    }
-    match why_not(exchange, rules) {
-        Some(reason) => Settlement::Pass(reason),
-        None => Settlement::Store(Box::new(received_response(exchange, rules))),
+    match (status, stored) {
+        (StatusCode::NOT_MODIFIED, Some(stored)) => not_modified(exchange, stored, rules),
+        (StatusCode::NOT_MODIFIED, None) => Settlement::Pass(NotStored::Unsolicited),
+        (StatusCode::PARTIAL_CONTENT, stored) => partial(exchange, stored, rules),
+        // The rest of a part does not exist: it is not what the upstream has now.
+        (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) if exchange.conditional == Conditional::Completing => {
+            Settlement::Refetch
+        }
+        _ => store(draft(exchange, status, exchange.response.headers.clone(), rules), exchange),
     }
 }
 
-/// A stored GET response updated by a HEAD answer, or nothing when the answer shows it outdated (RFC 9111 §4.3.5):
-/// then it is to be invalidated.
-pub fn updated_by_head(exchange: &Exchange<'_>, stored: &StoredResponse, rules: &Rules) -> Option<StoredResponse> {
+/// A POST response that later GET and HEAD requests for its target may be answered with: one with explicit freshness
+/// and a `Content-Location` that is the target, `target`, itself (RFC 9110 §9.3.3). To be stored after the POST has
+/// invalidated what was stored before.
+pub fn storable_for_get(exchange: &Exchange<'_>, target: &Uri, rules: &Rules) -> Option<Box<StoredResponse>> {
     let fields = &exchange.response.headers;
-    let (new, old) = (Validators::of(fields), Validators::of(&stored.fields));
-    let same_tag = new.etag.is_none() || new.etag == old.etag;
-    let same_date = new.last_modified.is_none() || new.last_modified == old.last_modified;
-    let length = fields.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let same_length = length.is_none_or(|length| length == stored.body.len() as u64);
-    (same_tag && same_date && same_length).then(|| freshened(exchange, stored, rules))
+    let location = fields.get(CONTENT_LOCATION)?.to_str().ok()?;
+    let location = resolve(target, location)?;
+    let is_target = is_same_origin(&location, target) && location.path_and_query() == target.path_and_query();
+    if exchange.request.method != Method::POST || exchange.response.status != StatusCode::OK || !is_target {
+        return None;
+    }
+    Origin::of(fields, rules).explicit_lifetime(fields, exchange.response_time)?;
+    let Draft { response, refusal } = draft(exchange, StatusCode::OK, fields.clone(), rules);
+    (refusal.is_none() && exchange.framing != Framing::Close).then(|| Box::new(response))
 }
 
-/// RFC 5861 §4.
-const fn is_failure(status: StatusCode) -> bool {
+/// RFC 5861 §4: the statuses that count as an error of the upstream.
+fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
-/// Whether a 304 speaks of the stored response: its strong validator is the same, or it has none (RFC 9111 §4.3.4).
-fn is_selected(exchange: &Exchange<'_>, stored: &StoredResponse) -> bool {
-    if exchange.conditional != Conditional::Validating {
-        return false;
-    }
-    match (EntityTag::of(&exchange.response.headers), EntityTag::of(&stored.fields)) {
-        (Some(new), Some(old)) if new.is_strong() => new.matches_strongly(&old),
-        (Some(new), Some(old)) => new.matches_weakly(&old),
-        (Some(new), None) => !new.is_strong(),
-        (None, _) => true,
+fn store(draft: Draft, exchange: &Exchange<'_>) -> Settlement {
+    let Draft { response, refusal } = draft;
+    let is_reused = matches!(exchange.request.method.as_str(), "GET" | "POST" | "QUERY");
+    match refusal {
+        _ if !is_reused => Settlement::Pass(NotStored::RequestMethod),
+        Some(why) => Settlement::Pass(why),
+        None if exchange.framing == Framing::Close => Settlement::Pass(NotStored::CloseDelimited),
+        None => Settlement::Store(Box::new(response)),
     }
 }
 
-/// The stored response with the fields, times and freshness of the answer that confirms it (RFC 9111 §3.2, §4.3.4).
-fn freshened(exchange: &Exchange<'_>, stored: &StoredResponse, rules: &Rules) -> StoredResponse {
-    let mut news = storable_fields(exchange, rules);
-    for name in &KEPT_OVER_304 {
-        news.remove(name);
+fn not_modified(exchange: &Exchange<'_>, stored: &Arc<StoredResponse>, rules: &Rules) -> Settlement {
+    match exchange.conditional {
+        Conditional::Plain => return Settlement::Pass(NotStored::Unsolicited),
+        Conditional::Completing => return Settlement::Refetch,
+        Conditional::Validating => {}
     }
-    if rules.set_cookie != SetCookie::Store {
-        news.remove(SET_COOKIE);
+    if !freshen::is_selected(stored, &exchange.response.headers) {
+        return Settlement::Refetch;
     }
-    let mut fields = stored.fields.clone();
-    for name in news.keys() {
-        fields.remove(name);
-    }
-    for (name, value) in &news {
-        fields.append(name, value.clone());
-    }
-    // Age is the answer's own; what was stored never has one.
-    let mut judged = fields.clone();
-    judged.remove(AGE);
-    judged.extend(exchange.response.headers.get(AGE).map(|age| (AGE, age.clone())));
-    let directives = Directives::of(&judged, rules);
-    let received = Received { status: stored.status, ..exchange.received(&judged) };
-    let mut freshness = lifetime::freshness(&received, &directives, rules);
-    if directives.cache_control.no_store || directives.cache_control.private == Qualified::Whole {
-        freshness.stale_use = StaleUse::AlwaysValidate;
-    }
-    StoredResponse {
-        fields,
-        freshness,
-        request_time: exchange.request_time,
-        response_time: exchange.response_time,
-        ..stored.clone()
+    let Draft { response, refusal } = freshen::freshened(exchange, stored, rules);
+    match refusal {
+        None => Settlement::Freshen(Arc::new(response)),
+        Some(why) => Settlement::FreshenOnce(Arc::new(response), why),
     }
 }
 
-/// The answer to a request for the rest of a stored part.
-fn completed(exchange: &Exchange<'_>, rules: &Rules) -> Settlement {
-    let is_part = exchange.response.status == StatusCode::PARTIAL_CONTENT;
-    let part = ContentRange::of(&exchange.response.headers).filter(|_| is_part);
+fn partial(exchange: &Exchange<'_>, stored: Option<&Arc<StoredResponse>>, rules: &Rules) -> Settlement {
+    let has_asked = exchange.request.method == Method::GET && exchange.request.headers.contains_key(RANGE);
+    let part = parts::of_exchange(exchange);
+    let mut draft = draft(exchange, StatusCode::PARTIAL_CONTENT, exchange.response.headers.clone(), rules);
+    draft.response.part = part;
+    let combines = stored.is_some_and(|stored| parts::may_combine(stored, &draft.response));
+    if combines && draft.refusal.is_none() {
+        return Settlement::Combine(Box::new(draft.response));
+    }
     match part {
-        Some(_) => Settlement::Combine(Box::new(received_response(exchange, rules))),
-        None => Settlement::Refetch,
+        // The client asked for the whole: a part is nothing to it.
+        _ if !has_asked && exchange.conditional != Conditional::Plain => Settlement::Refetch,
+        _ if !has_asked => Settlement::Pass(NotStored::Unsolicited),
+        Some(_) => store(draft, exchange),
+        None => Settlement::Pass(NotStored::Partial),
     }
-}
-
-/// The response as it is to be stored: fields cleaned, freshness decided, without body and provenance.
-fn received_response(exchange: &Exchange<'_>, rules: &Rules) -> StoredResponse {
-    let received = exchange.received(&exchange.response.headers);
-    let directives = Directives::of(received.fields, rules);
-    let status = exchange.response.status;
-    let is_part = status == StatusCode::PARTIAL_CONTENT;
-    let part = ContentRange::of(received.fields).filter(|_| is_part);
-    StoredResponse {
-        status,
-        fields: storable_fields(exchange, rules),
-        request_time: exchange.request_time,
-        response_time: exchange.response_time,
-        freshness: lifetime::freshness(&received, &directives, rules),
-        selecting: SelectingFields::of(received.fields),
-        part,
-        provenance: Provenance::default(),
-        body: bytes::Bytes::new(),
-    }
-}
-
-/// The fields without those of the connection, `Age`, and what `no-cache`, `private` and the route keep out.
-fn storable_fields(exchange: &Exchange<'_>, rules: &Rules) -> HeaderMap {
-    let mut fields = exchange.response.headers.clone();
-    let directives = Directives::of(&fields, rules).cache_control;
-    hop_by_hop::remove(&mut fields);
-    fields.remove(AGE);
-    if rules.set_cookie == SetCookie::Strip {
-        fields.remove(SET_COOKIE);
-    }
-    for qualified in [directives.no_cache, directives.private] {
-        if let Qualified::Fields(names) = qualified {
-            for name in names {
-                fields.remove(name);
-            }
-        }
-    }
-    // RFC 9110 §6.6.1: a recipient that caches a response without Date adds it.
-    if date::date(&fields).is_none() {
-        fields.insert(DATE, date::format(exchange.response_time));
-    }
-    fields
-}
-
-/// Why the response is not stored (RFC 9111 §3); none: it is.
-fn why_not(exchange: &Exchange<'_>, rules: &Rules) -> Option<NotStored> {
-    let directives = Directives::of(&exchange.response.headers, rules);
-    forbidden(exchange, &directives.cache_control, rules)
-        .or_else(|| not_whole(exchange))
-        .or_else(|| not_worth(exchange, &directives, rules))
-}
-
-/// What request and response forbid, field by field of RFC 9111 §3.
-fn forbidden(exchange: &Exchange<'_>, directives: &CacheControl, rules: &Rules) -> Option<NotStored> {
-    let (request, response) = (exchange.request, exchange.response);
-    if request.method == Method::HEAD {
-        return Some(NotStored::RequestMethod);
-    }
-    // RFC 9111 §5.2.1.5.
-    if CacheControl::of_request(&request.headers).no_store {
-        return Some(NotStored::RequestNoStore);
-    }
-    // RFC 9111 §5.2.2.3: understood, must-understand takes the place of no-store.
-    if directives.must_understand && !is_understood(response.status) {
-        return Some(NotStored::NotUnderstood);
-    }
-    if directives.no_store && !directives.must_understand {
-        return Some(NotStored::ResponseNoStore);
-    }
-    if directives.private == Qualified::Whole {
-        return Some(NotStored::Private);
-    }
-    // RFC 9111 §3.5.
-    let is_shared = directives.public || directives.s_maxage.is_some() || directives.must_revalidate;
-    if request.headers.contains_key(AUTHORIZATION) && !rules.authorization_keyed && !is_shared {
-        return Some(NotStored::Authorization);
-    }
-    if rules.set_cookie == SetCookie::Bypass && response.headers.contains_key(SET_COOKIE) {
-        return Some(NotStored::SetCookie);
-    }
-    (SelectingFields::of(&response.headers) == SelectingFields::Any).then_some(NotStored::VaryAny)
-}
-
-/// What could be incomplete, or is not what was asked for.
-fn not_whole(exchange: &Exchange<'_>) -> Option<NotStored> {
-    let status = exchange.response.status;
-    if exchange.framing == Framing::Close && !has_no_content(status) {
-        return Some(NotStored::CloseDelimited);
-    }
-    // These speak of this request's conditions and range alone.
-    if status.is_informational() || matches!(status.as_u16(), 412 | 416 | 417) {
-        return Some(NotStored::StatusNotCacheable);
-    }
-    if status != StatusCode::PARTIAL_CONTENT {
-        return None;
-    }
-    if !exchange.request.headers.contains_key(RANGE) {
-        return Some(NotStored::Unsolicited);
-    }
-    let length = ContentRange::of(&exchange.response.headers).map(ContentRange::length);
-    // A part whose length is not that of its Content-Range cannot be trusted to be either (RFC 9110 §14.4).
-    let is_consistent = length.is_some_and(|length| exchange.framing == Framing::Length(length));
-    (!is_consistent).then_some(NotStored::Partial)
-}
-
-/// What could never be used: neither fresh, nor usable stale, nor to be validated.
-fn not_worth(exchange: &Exchange<'_>, directives: &Directives, rules: &Rules) -> Option<NotStored> {
-    let received = exchange.received(&exchange.response.headers);
-    let lifetime = lifetime::lifetime(&received, directives, rules);
-    let status = exchange.response.status;
-    if lifetime.is_none() && !lifetime::is_heuristically_cacheable(status) && !directives.cache_control.public {
-        return Some(NotStored::StatusNotCacheable);
-    }
-    let can_be_validated = !Validators::of(received.fields).is_empty();
-    let freshness = lifetime::freshness(&received, directives, rules);
-    let is_fresh = freshness.lifetime > freshness.initial_age;
-    let is_usable = match freshness.stale_use {
-        StaleUse::AlwaysValidate => false,
-        StaleUse::Never => is_fresh,
-        StaleUse::Within { while_revalidate, .. } => {
-            is_fresh || lifetime.is_some() && freshness.initial_age < freshness.lifetime + while_revalidate
-        }
-    };
-    (!is_usable && !can_be_validated).then_some(NotStored::NoFreshness)
-}
-
-/// Responses that end with their head (RFC 9112 §6.3).
-const fn has_no_content(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 204 | 304)
-}
-
-/// The statuses whose caching this cache understands (RFC 9111 §5.2.2.3).
-const fn is_understood(status: StatusCode) -> bool {
-    matches!(
-        status.as_u16(),
-        200 | 203
-            | 204
-            | 206
-            | 300
-            | 301
-            | 302
-            | 303
-            | 307
-            | 308
-            | 400
-            | 401
-            | 403
-            | 404
-            | 405
-            | 410
-            | 414
-            | 500
-            | 501
-            | 502
-            | 503
-            | 504
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::{NOW, fields, request, stored_with};
-    use std::time::Duration;
+    use crate::policy::given::{exchange, request, response, stored, text};
 
-    struct Case<'a> {
-        request: &'a [(&'static str, &'a str)],
-        status: u16,
-        response: &'a [(&'static str, &'a str)],
-        framing: Framing,
-        conditional: Conditional,
-    }
-
-    const PLAIN: Case<'_> = Case {
-        request: &[],
-        status: 200,
-        response: &[("cache-control", "max-age=60")],
-        framing: Framing::Length(10),
-        conditional: Conditional::Plain,
-    };
-
-    fn settled(case: &Case<'_>, stored: Option<StoredResponse>, rules: &Rules) -> Settlement {
-        let request = request("GET", case.request);
-        let mut response = http::Response::new(()).into_parts().0;
-        response.status = StatusCode::from_u16(case.status).unwrap();
-        response.headers = fields(case.response);
-        let exchange = Exchange {
-            request: &request,
-            conditional: case.conditional,
-            response: &response,
-            request_time: NOW,
-            response_time: NOW,
-            framing: case.framing,
-            jitter: 0.0,
+    /// A settlement with what it stores or serves: status, part, and one field that tells old from new.
+    fn name(settlement: &Settlement) -> String {
+        let shown = |response: &StoredResponse| {
+            let part = response.part.map_or(String::new(), |part| format!(" {}-{}", part.first, part.last));
+            let version = response.fields.get("v").map_or("-", |value| value.to_str().unwrap());
+            format!("{}{part} v{version}", response.status.as_u16())
         };
-        settle(&exchange, stored.map(Arc::new).as_ref(), rules)
-    }
-
-    fn check_with(rules: &Rules, case: &Case<'_>, expected: Option<NotStored>) {
-        let found = match settled(case, None, rules) {
-            Settlement::Store(_) => None,
-            Settlement::Pass(reason) => Some(reason),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(found, expected, "{:?} -> {} {:?}", case.request, case.status, case.response);
-    }
-
-    fn check(case: &Case<'_>, expected: Option<NotStored>) {
-        check_with(&Rules::default(), case, expected);
-    }
-
-    #[test]
-    fn what_the_response_forbids_is_not_stored() {
-        let response = |value| Case { response: &[], ..PLAIN }.with("cache-control", value);
-        check(&response("max-age=60"), None);
-        check(&response("max-age=60, no-store"), Some(NotStored::ResponseNoStore));
-        check(&response("max-age=60, private"), Some(NotStored::Private));
-        check(&response("max-age=60, private=\"x-a\""), None);
-        check(&response("max-age=60, no-store, must-understand"), None);
-        check(&response("max-age=0"), Some(NotStored::NoFreshness));
-        check(&response("max-age=0, stale-while-revalidate=5"), None);
-        check(&response("no-cache"), Some(NotStored::NoFreshness));
-        check(&response("public"), Some(NotStored::NoFreshness));
-    }
-
-    impl<'a> Case<'a> {
-        fn with(mut self, name: &'static str, value: &'a str) -> Self {
-            self.response = Box::leak(Box::new([(name, value)]));
-            self
+        match settlement {
+            Settlement::Store(response) => format!("store {}", shown(response)),
+            Settlement::Freshen(response) => format!("freshen {}", shown(response)),
+            Settlement::FreshenOnce(response, why) => format!("freshen once {} {why:?}", shown(response)),
+            Settlement::Combine(response) => format!("combine {}", shown(response)),
+            Settlement::UseStale(response) => format!("use stale {}", shown(response)),
+            Settlement::Refetch => "refetch".into(),
+            Settlement::Pass(why) => format!("pass {why:?}"),
         }
     }
 
-    #[test]
-    fn what_must_be_validated_is_stored_when_it_can_be() {
-        check(&Case { response: &[("cache-control", "no-cache"), ("etag", "\"a\"")], ..PLAIN }, None);
-        check(&Case { response: &[("cache-control", "max-age=0"), ("etag", "\"a\"")], ..PLAIN }, None);
-        check(&Case { response: &[("etag", "\"a\"")], ..PLAIN }, None);
-        let found = Case { status: 302, response: &[("etag", "\"a\"")], ..PLAIN };
-        check(&found, Some(NotStored::StatusNotCacheable));
+    fn settled(asked: &str, conditional: Conditional, stored_as: Option<&str>, answered: &str) -> String {
+        let (request, response) = (request(asked), response(answered));
+        let stored = stored_as.map(|text| Arc::new(stored(text, "01234")));
+        let exchange = exchange(&request, &response, conditional);
+        name(&settle(&exchange, stored.as_ref(), &Rules::default()))
     }
 
     #[test]
-    fn any_final_status_with_explicit_freshness_is_stored() {
-        for status in [200, 204, 299, 302, 404, 418, 500, 599] {
-            check(&Case { status, ..PLAIN }, None);
-        }
-        check(&Case { status: 404, response: &[], ..PLAIN }, Some(NotStored::NoFreshness));
-        check(&Case { status: 500, response: &[], ..PLAIN }, Some(NotStored::StatusNotCacheable));
-        check(&Case { status: 416, ..PLAIN }, Some(NotStored::StatusNotCacheable));
+    fn what_may_be_stored_is_and_the_rest_is_passed_on() {
+        let check = |asked: &str, answered: &str, expected: &str| {
+            assert_eq!(settled(asked, Conditional::Plain, None, answered), expected, "{asked}: {answered}");
+        };
+        check("GET", "200 | cache-control: max-age=60", "store 200 v-");
+        check("GET | range: bytes=0-1", "200 | cache-control: max-age=60", "store 200 v-");
+        check("POST", "200 | cache-control: max-age=60", "store 200 v-");
+        check("QUERY", "200 | cache-control: max-age=60", "store 200 v-");
+        check("HEAD", "200 | cache-control: max-age=60", "pass RequestMethod");
+        check("PUT", "200 | cache-control: max-age=60", "pass RequestMethod");
+        check("GET", "200 | cache-control: no-store", "pass ResponseNoStore");
+        check("GET", "304 | cache-control: max-age=60", "pass Unsolicited");
     }
 
     #[test]
-    fn credentials_and_cookies_are_kept_apart() {
-        let authorization = [("authorization", "x")];
-        let with = |response| Case { request: &authorization, response, ..PLAIN };
-        check(&with(&[("cache-control", "max-age=60")]), Some(NotStored::Authorization));
-        check(&with(&[("cache-control", "max-age=60, public")]), None);
-        check(&with(&[("cache-control", "s-maxage=60")]), None);
-        check(&with(&[("cache-control", "max-age=60, must-revalidate")]), None);
-        let keyed = Rules { authorization_keyed: true, ..Rules::default() };
-        check_with(&keyed, &with(&[("cache-control", "max-age=60")]), None);
-        let cookie = Case { response: &[("cache-control", "max-age=60"), ("set-cookie", "a=b")], ..PLAIN };
-        check(&cookie, Some(NotStored::SetCookie));
-        let strip = Rules { set_cookie: SetCookie::Strip, ..Rules::default() };
-        let Settlement::Store(stored) = settled(&cookie, None, &strip) else { panic!("stored") };
-        assert!(!stored.fields.contains_key(SET_COOKIE));
-    }
-
-    #[test]
-    fn what_may_be_incomplete_is_not_stored() {
-        check(&Case { framing: Framing::Close, ..PLAIN }, Some(NotStored::CloseDelimited));
-        let part = [("cache-control", "max-age=60"), ("content-range", "bytes 0-4/10")];
-        let range = [("range", "bytes=0-4")];
-        let partial = Case { request: &range, status: 206, response: &part, framing: Framing::Length(5), ..PLAIN };
-        check(&partial, None);
-        check(&Case { framing: Framing::Length(6), ..partial }, Some(NotStored::Partial));
-        check(&Case { request: &[], framing: Framing::Length(5), ..partial }, Some(NotStored::Unsolicited));
+    fn a_body_that_ends_with_its_connection_is_never_stored() {
+        let (request, response) = (request("GET"), response("200 | cache-control: max-age=60"));
+        let exchange = Exchange { framing: Framing::Close, ..exchange(&request, &response, Conditional::Plain) };
+        assert_eq!(name(&settle(&exchange, None, &Rules::default())), "pass CloseDelimited");
     }
 
     #[test]
     fn a_304_freshens_what_it_speaks_of_and_nothing_else() {
-        let old = [("etag", "\"a\""), ("x-a", "1"), ("content-length", "10"), ("cache-control", "max-age=1")];
-        let stored = || Some(stored_with(&old, &Rules::default()));
-        let new = [("etag", "\"a\""), ("x-a", "2"), ("content-length", "99"), ("cache-control", "max-age=60")];
-        let case = Case { status: 304, response: &new, conditional: Conditional::Validating, ..PLAIN };
-        let Settlement::Freshen(freshened) = settled(&case, stored(), &Rules::default()) else { panic!("freshened") };
-        assert_eq!(freshened.freshness.lifetime, Duration::from_secs(60));
-        assert_eq!(
-            (&freshened.fields["x-a"], &freshened.fields["content-length"]),
-            (&"2".parse().unwrap(), &"10".parse().unwrap())
-        );
-        let other = Case { response: &[("etag", "\"b\"")], ..case };
-        assert!(matches!(settled(&other, stored(), &Rules::default()), Settlement::Refetch));
-        let plain = Case { conditional: Conditional::Plain, ..PLAIN };
-        assert!(matches!(settled(&Case { status: 304, ..plain }, stored(), &Rules::default()), Settlement::Refetch));
-    }
-
-    #[test]
-    fn a_failure_leaves_what_is_stored_in_use() {
-        let stored = || Some(stored_with(&[("cache-control", "max-age=60")], &Rules::default()));
-        let case = |status| Case { status, response: &[], ..PLAIN };
-        assert!(matches!(settled(&case(503), stored(), &Rules::default()), Settlement::UseStale(_)));
-        assert!(matches!(settled(&case(404), stored(), &Rules::default()), Settlement::Pass(_)));
-    }
-
-    #[test]
-    fn a_head_answer_updates_or_outdates() {
-        let stored = stored_with(&[("etag", "\"a\""), ("cache-control", "max-age=1")], &Rules::default());
-        let check = |lines: &[(&'static str, &str)], expected: bool| {
-            let request = request("HEAD", &[]);
-            let mut response = http::Response::new(()).into_parts().0;
-            response.headers = fields(lines);
-            let exchange = Exchange {
-                request: &request,
-                conditional: Conditional::Plain,
-                response: &response,
-                request_time: NOW,
-                response_time: NOW,
-                framing: Framing::Length(0),
-                jitter: 0.0,
-            };
-            assert_eq!(updated_by_head(&exchange, &stored, &Rules::default()).is_some(), expected, "{lines:?}");
+        let check = |stored_as: &str, answered: &str, expected: &str| {
+            let stored_as = format!("200 | v: 1 | cache-control: max-age=9 | {stored_as}");
+            let answered = format!("304 | v: 2 | {answered}");
+            let seen = settled("GET", Conditional::Validating, Some(&stored_as), &answered);
+            assert_eq!(seen, expected, "{stored_as}: {answered}");
         };
-        check(&[("etag", "\"a\""), ("content-length", "10")], true);
-        check(&[], true);
-        check(&[("etag", "\"b\"")], false);
-        check(&[("content-length", "11")], false);
+        check("etag: \"a\"", "etag: \"a\"", "freshen 200 v2");
+        check("etag: \"a\"", "etag: \"b\"", "refetch");
+        check("etag: \"a\"", "etag: W/\"a\"", "freshen 200 v2");
+        check("etag: W/\"a\"", "etag: \"a\"", "freshen 200 v2");
+        check("etag: W/\"a\"", "etag: W/\"b\"", "refetch");
+        check("etag: \"a\"", "date: {0}", "freshen 200 v2");
+        check("etag: \"a\" | last-modified: {-9}", "last-modified: {-9}", "freshen 200 v2");
+        check("etag: \"a\" | last-modified: {-9}", "last-modified: {-8}", "refetch");
+        check("etag: \"a\" | last-modified: {-9}", "etag: \"a\" | last-modified: {-8}", "freshen 200 v2");
+        check("last-modified: {-9}", "last-modified: {-9}", "freshen 200 v2");
+        check("last-modified: {-9}", "etag: \"a\"", "refetch");
+    }
+
+    #[test]
+    fn a_304_that_forbids_to_store_is_served_once() {
+        let check = |asked: &str, answered: &str, expected: &str| {
+            let stored_as = "200 | v: 1 | etag: \"a\" | cache-control: max-age=9";
+            let answered = format!("304 | v: 2 | {answered}");
+            assert_eq!(settled(asked, Conditional::Validating, Some(stored_as), &answered), expected, "{answered}");
+        };
+        check("GET", "cache-control: no-store", "freshen once 200 v2 ResponseNoStore");
+        check("GET", "cache-control: private", "freshen once 200 v2 Private");
+        check("GET", "vary: *", "freshen once 200 v2 VaryAny");
+        check("GET", "set-cookie: a=b", "freshen once 200 v2 SetCookie");
+        check("GET | authorization: x", "date: {0}", "freshen once 200 v2 Authorization");
+        check("GET | authorization: x", "cache-control: public, max-age=9", "freshen 200 v2");
+    }
+
+    #[test]
+    fn a_304_to_no_condition_of_ours_is_unsolicited() {
+        let stored_as = Some("200 | etag: \"a\" | cache-control: max-age=9");
+        assert_eq!(settled("GET", Conditional::Plain, stored_as, "304 | etag: \"a\""), "pass Unsolicited");
+        assert_eq!(settled("GET", Conditional::Completing, stored_as, "304 | etag: \"a\""), "refetch");
+    }
+
+    #[test]
+    fn a_full_answer_to_a_validation_replaces_what_is_stored() {
+        let stored_as = Some("200 | v: 1 | etag: \"a\" | cache-control: max-age=0, stale-if-error=0");
+        let check = |answered, expected| {
+            assert_eq!(settled("GET", Conditional::Validating, stored_as, answered), expected, "{answered}");
+        };
+        check("200 | v: 2 | cache-control: max-age=60", "store 200 v2");
+        check("404 | v: 2", "pass NoFreshness");
+        check("503 | v: 2", "pass StatusNotCacheable");
+    }
+
+    #[test]
+    fn an_upstream_error_leaves_what_is_stored_in_use_within_its_window() {
+        let check = |control: &str, answered: &str, expected: &str| {
+            let stored_as = format!("200 | v: 1 | cache-control: {control}");
+            let seen = settled("GET", Conditional::Plain, Some(&stored_as), answered);
+            assert_eq!(seen, expected, "{control}: {answered}");
+        };
+        for status in [500, 502, 503, 504] {
+            check("max-age=0", &format!("{status} | cache-control: max-age=60"), "use stale 200 v1");
+        }
+        check("max-age=0", "501 | cache-control: max-age=60", "store 501 v-");
+        check("max-age=0", "404 | cache-control: max-age=60", "store 404 v-");
+        check("max-age=0, must-revalidate", "503 | cache-control: max-age=60", "store 503 v-");
+        check("max-age=0, stale-if-error=0", "503", "pass StatusNotCacheable");
+    }
+
+    #[test]
+    fn a_206_is_stored_as_the_part_it_says_it_is() {
+        let check = |asked: &str, answered: &str, expected: &str| {
+            let answered = format!("206 | cache-control: max-age=60 | {answered}");
+            assert_eq!(settled(asked, Conditional::Plain, None, &answered), expected, "{asked}: {answered}");
+        };
+        let ranged = "GET | range: bytes=4-7";
+        check(ranged, "content-range: bytes 4-7/10 | content-length: 4", "store 206 4-7 v-");
+        check(ranged, "content-range: bytes 4-7/* | content-length: 4", "store 206 4-7 v-");
+        check(ranged, "content-range: bytes 4-9/10 | content-length: 5", "pass Partial");
+        check(ranged, "content-range: bytes 7-4/10 | content-length: 4", "pass Partial");
+        check(ranged, "content-range: lines 4-7/10 | content-length: 4", "pass Partial");
+        check(ranged, "content-length: 4", "pass Partial");
+        check(ranged, "content-type: multipart/byteranges; boundary=x | content-length: 4", "pass Partial");
+        check("GET", "content-range: bytes 4-7/10 | content-length: 4", "pass Unsolicited");
+        let (request, response) = (request(ranged), response("206 | content-range: bytes 4-7/10 | etag: \"a\""));
+        let exchange = Exchange { framing: Framing::Delimited, ..exchange(&request, &response, Conditional::Plain) };
+        assert_eq!(name(&settle(&exchange, None, &Rules::default())), "pass Partial");
+    }
+
+    #[test]
+    fn the_rest_of_a_part_is_combined_when_it_fits() {
+        let check = |answered: &str, expected: &str| {
+            let stored_as =
+                "206 | v: 1 | etag: \"a\" | cache-control: max-age=9, stale-if-error=0 | content-range: bytes 0-4/10";
+            let seen = settled("GET", Conditional::Completing, Some(stored_as), answered);
+            assert_eq!(seen, expected, "{answered}");
+        };
+        let rest = "content-range: bytes 5-9/10 | content-length: 5";
+        check(&format!("206 | v: 2 | etag: \"a\" | {rest}"), "combine 206 5-9 v2");
+        check(&format!("206 | etag: \"b\" | {rest}"), "refetch");
+        check(&format!("206 | etag: W/\"a\" | {rest}"), "refetch");
+        check(&format!("206 | {rest}"), "refetch");
+        check(&format!("206 | etag: \"a\" | cache-control: no-store | {rest}"), "refetch");
+        check("206 | etag: \"a\" | content-range: bytes 6-9/10 | content-length: 4", "refetch");
+        check("206 | etag: \"a\" | content-range: bytes 5-9/11 | content-length: 5", "refetch");
+        check("206 | etag: \"a\" | content-range: bytes 5-9/10 | content-length: 4", "refetch");
+        check("416 | content-range: bytes */5", "refetch");
+        check("200 | v: 2 | etag: \"b\" | cache-control: max-age=9", "store 200 v2");
+    }
+
+    #[test]
+    fn a_clients_range_is_combined_with_what_it_touches_and_else_stored_alone() {
+        let check = |answered: &str, expected: &str| {
+            let stored_as = "206 | etag: \"a\" | cache-control: max-age=9 | content-range: bytes 0-4/10";
+            let seen = settled("GET | range: bytes=3-7", Conditional::Plain, Some(stored_as), answered);
+            assert_eq!(seen, expected, "{answered}");
+        };
+        check("206 | etag: \"a\" | content-range: bytes 3-7/10 | content-length: 5", "combine 206 3-7 v-");
+        check("206 | etag: \"a\" | content-range: bytes 7-8/10 | content-length: 2", "store 206 7-8 v-");
+        check("206 | etag: \"b\" | content-range: bytes 3-7/10 | content-length: 5", "store 206 3-7 v-");
+    }
+
+    #[test]
+    fn a_post_is_stored_for_get_when_it_says_that_it_is_its_targets() {
+        let target = Uri::from_static("http://origin.test/a?b");
+        let check = |asked: &str, answered: &str, expected| {
+            let (request, response) = (request(asked), response(answered));
+            let exchange = exchange(&request, &response, Conditional::Plain);
+            let stored = storable_for_get(&exchange, &target, &Rules { heuristic: 0.1, ..Rules::default() });
+            assert_eq!(stored.is_some(), expected, "{asked}: {answered}");
+        };
+        check("POST", "200 | content-location: /a?b | expires: {60}", true);
+        check("POST", "200 | content-location: http://origin.test/a?b | cache-control: max-age=60", true);
+        check("POST", "200 | content-location: /a | expires: {60}", false);
+        check("POST", "200 | content-location: //other.test/a?b | expires: {60}", false);
+        check("POST", "200 | expires: {60}", false);
+        check("POST", "200 | content-location: /a?b | last-modified: {-600}", false);
+        check("POST", "200 | content-location: /a?b | cache-control: max-age=60, private", false);
+        check("POST", "201 | content-location: /a?b | expires: {60}", false);
+        check("PUT", "200 | content-location: /a?b | expires: {60}", false);
+    }
+
+    #[test]
+    fn what_one_request_caused_does_not_tell_of_the_resource() {
+        let of_one_request: Vec<_> = NotStored::ALL.into_iter().filter(|why| !why.is_of_resource()).collect();
+        let expected = [
+            NotStored::RequestMethod,
+            NotStored::RequestNoStore,
+            NotStored::Precondition,
+            NotStored::Partial,
+            NotStored::Unsolicited,
+            NotStored::Truncated,
+            NotStored::FillingLimit,
+        ];
+        assert_eq!(of_one_request, expected);
+    }
+
+    #[test]
+    fn every_reason_has_its_own_name() {
+        let names: std::collections::BTreeSet<_> = NotStored::ALL.iter().map(|why| why.as_str()).collect();
+        assert_eq!(names.len(), NotStored::ALL.len());
+    }
+
+    #[test]
+    fn a_stored_response_is_drafted_from_its_exchange() {
+        let (request, response) = (request("GET"), response("200 | cache-control: max-age=60 | vary: Accept | a: 1"));
+        let exchange = exchange(&request, &response, Conditional::Plain);
+        let Settlement::Store(stored) = settle(&exchange, None, &Rules::default()) else { panic!("not stored") };
+        assert_eq!(
+            text(&stored.fields),
+            "a: 1 | cache-control: max-age=60 | date: Thu, 01 Jan 2026 00:00:00 GMT | vary: Accept"
+        );
+        assert_eq!(stored.response_time, exchange.response_time);
+        assert_eq!(stored.freshness.lifetime.as_secs(), 60);
+        let names = crate::fields::vary::SelectingFields::Names(Box::new([http::header::ACCEPT]));
+        assert_eq!(stored.selecting, names);
     }
 }

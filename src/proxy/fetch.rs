@@ -13,8 +13,7 @@ use super::{forward, share};
 use crate::clock::Timestamp;
 use crate::collapse::Lease;
 use crate::fields::surrogate;
-use crate::policy::partial;
-use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
+use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::{Put, PutLimits};
 use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
@@ -129,6 +128,7 @@ impl Fetch {
         match settlement {
             Settlement::Store(head) => self.store(*head, framing, parts, body).await,
             Settlement::Freshen(freshened) => self.freshen(&freshened, status),
+            Settlement::FreshenOnce(freshened, _) => self.serve_once(freshened, status),
             Settlement::Combine(part) => self.combine(*part, stored, status, body).await,
             Settlement::UseStale(stale) => {
                 self.publish(News::NotShared);
@@ -262,7 +262,7 @@ impl Fetch {
             return self.fail(UpstreamError::Protocol);
         };
         part.body = rest;
-        match partial::combine(&stored, &part) {
+        match settle::combine(&stored, &part) {
             Some(whole) => {
                 let whole = Arc::new(whole);
                 self.put(&whole);
@@ -275,13 +275,23 @@ impl Fetch {
     fn update_by_head(&self, exchange: &Exchange<'_>, stored: Option<&StoredResponse>) {
         let Some(stored) = stored else { return };
         match settle::updated_by_head(exchange, stored, &self.ask.caching().rules) {
-            Some(updated) => self.put(&Arc::new(updated)),
-            None => {
-                let tags = self.ask.tags();
-                let query = self.ask.store_query(&tags, self.ask.now());
-                self.ask.proxy.shared.store.remove(self.ask.proxy.worker, &query);
-            }
+            HeadUpdate::Updated(updated) => self.put(&Arc::new(*updated)),
+            HeadUpdate::Outdated => self.forget(),
+            HeadUpdate::Unrelated => {}
         }
+    }
+
+    /// The updated fields forbid to store what was validated.
+    fn serve_once(&mut self, freshened: Arc<StoredResponse>, status: StatusCode) {
+        self.forget();
+        self.publish(News::NotShared);
+        self.report(Fetched::Stored(freshened), Some(status));
+    }
+
+    fn forget(&self) {
+        let tags = self.ask.tags();
+        let query = self.ask.store_query(&tags, self.ask.now());
+        self.ask.proxy.shared.store.remove(self.ask.proxy.worker, &query);
     }
 
     fn put(&self, stored: &Arc<StoredResponse>) {

@@ -175,3 +175,146 @@ fn head(status: StatusCode, fields: HeaderMap) -> Response<()> {
     *head.headers_mut() = fields;
     head
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::given::{at, request, response, stored, text};
+
+    /// Status, the fields named, and content.
+    fn check(stored_as: &str, body: &'static str, asked: &str, expected: (u16, &str, &str)) {
+        let (head, content) = from_stored(&request(asked), &stored(stored_as, body), at(3));
+        let mut fields = head.headers().clone();
+        fields.remove(DATE);
+        let content = match content {
+            ReplyBody::Empty => Vec::new(),
+            ReplyBody::Whole(bytes) => bytes.to_vec(),
+            ReplyBody::Parts(parts) => parts.concat(),
+        };
+        let seen = (head.status().as_u16(), text(&fields), String::from_utf8(content).unwrap());
+        assert_eq!(seen, (expected.0, expected.1.to_owned(), expected.2.to_owned()), "{stored_as}: {asked}");
+    }
+
+    #[test]
+    fn the_whole_is_answered_with_its_age_and_length() {
+        check("200 | a: 1", "body", "GET", (200, "a: 1 | age: 3 | content-length: 4", "body"));
+        check("200 | age: 30", "body", "GET", (200, "age: 33 | content-length: 4", "body"));
+        check("200", "", "GET", (200, "age: 3 | content-length: 0", ""));
+        check("200 | a: 1", "body", "HEAD", (200, "a: 1 | age: 3 | content-length: 4", ""));
+        check("204", "", "GET", (204, "age: 3", ""));
+        check("404", "gone", "GET", (404, "age: 3 | content-length: 4", "gone"));
+    }
+
+    #[test]
+    fn date_stays_that_of_the_response() {
+        let (head, _) = from_stored(&request("GET"), &stored("200 | date: {-5}", "body"), at(100));
+        assert_eq!(head.headers()[DATE], "Wed, 31 Dec 2025 23:59:55 GMT");
+    }
+
+    #[test]
+    fn a_condition_that_holds_is_answered_with_304() {
+        let stored_as = "200 | etag: \"a\" | cache-control: max-age=9 | vary: x | content-type: a/b | expires: x \
+             | content-location: /c | content-encoding: gzip | content-language: de | last-modified: {-9}";
+        let fields = "age: 3 | cache-control: max-age=9 | content-location: /c | etag: \"a\" | expires: x | vary: x";
+        let not_modified = |asked| check(stored_as, "body", asked, (304, fields, ""));
+        not_modified("GET | if-none-match: \"a\"");
+        not_modified("HEAD | if-none-match: \"a\"");
+        not_modified("GET | if-none-match: \"x\", W/\"a\"");
+        not_modified("GET | if-none-match: *");
+        not_modified("GET | if-modified-since: {-9}");
+        not_modified("GET | if-modified-since: {0}");
+        not_modified("GET | if-none-match: \"a\" | if-modified-since: {-99}");
+        not_modified("GET | if-none-match: \"a\" | range: bytes=0-1");
+    }
+
+    #[test]
+    fn a_304_keeps_last_modified_where_it_is_the_only_validator() {
+        let date = "age: 3 | last-modified: Wed, 31 Dec 2025 23:59:51 GMT";
+        check("200 | last-modified: {-9}", "body", "GET | if-modified-since: {-9}", (304, date, ""));
+        // RFC 9111 §4.3.2: without Last-Modified, Date counts.
+        check("200 | date: {0}", "body", "GET | if-modified-since: {0}", (304, "age: 3", ""));
+    }
+
+    #[test]
+    fn a_condition_that_fails_gets_the_whole() {
+        let whole = |stored_as, asked, fields| check(stored_as, "body", asked, (200, fields, "body"));
+        let tagged = "age: 3 | content-length: 4 | etag: \"a\"";
+        whole("200 | etag: \"a\"", "GET | if-none-match: \"b\"", tagged);
+        whole("200 | etag: \"a\"", "GET | if-none-match: \"b\" | if-modified-since: {9}", tagged);
+        whole("200 | etag: \"a\"", "GET | if-match: \"b\"", tagged);
+        whole("200 | date: {0}", "GET | if-modified-since: {-1}", "age: 3 | content-length: 4");
+        whole("200 | etag: \"a\"", "POST | if-none-match: \"a\"", tagged);
+        check("404 | etag: \"a\"", "gone", "GET | if-none-match: \"a\"", (404, tagged, "gone"));
+    }
+
+    #[test]
+    fn one_range_is_answered_with_its_bytes() {
+        let ten = |asked, content_range: &str, body: &str| {
+            let fields = format!("age: 3 | content-length: {} | content-range: bytes {content_range}", body.len());
+            check("200", "0123456789", asked, (206, &fields, body));
+        };
+        ten("GET | range: bytes=0-1", "0-1/10", "01");
+        ten("GET | range: bytes=1-", "1-9/10", "123456789");
+        ten("GET | range: bytes=-1", "9-9/10", "9");
+        ten("GET | range: bytes=0-", "0-9/10", "0123456789");
+        ten("GET | range: bytes=0-4,3-6", "0-6/10", "0123456");
+        let whole = (200, "age: 3 | content-length: 10", "0123456789");
+        check("200", "0123456789", "GET | range: bytes=0-1 | if-range: \"x\"", whole);
+        check("200", "0123456789", "HEAD | range: bytes=0-1", (200, "age: 3 | content-length: 10", ""));
+    }
+
+    #[test]
+    fn a_stored_part_is_answered_as_a_part() {
+        let part = "206 | content-range: bytes 4-7/10";
+        let fields = "age: 3 | content-length: 2 | content-range: bytes 5-6/10";
+        check(part, "4567", "GET | range: bytes=5-6", (206, fields, "56"));
+        let fields = "age: 3 | content-length: 2 | content-range: bytes 5-6/*";
+        check("206 | content-range: bytes 4-7/*", "4567", "GET | range: bytes=5-6", (206, fields, "56"));
+    }
+
+    #[test]
+    fn a_range_beyond_the_end_is_not_satisfiable() {
+        let fields = "content-length: 0 | content-range: bytes */10";
+        check("200 | a: 1", "0123456789", "GET | range: bytes=10-", (416, fields, ""));
+    }
+
+    #[test]
+    fn several_ranges_are_answered_as_multipart() {
+        let stored = stored("200 | content-type: a/b", "0123456789");
+        let (head, content) = from_stored(&request("GET | range: bytes=8-9,0-1"), &stored, at(3));
+        let ReplyBody::Parts(parts) = content else { panic!("{content:?}") };
+        let content = String::from_utf8(parts.concat()).unwrap();
+        let content_type = head.headers()[CONTENT_TYPE].to_str().unwrap();
+        let boundary = content_type.strip_prefix("multipart/byteranges; boundary=").unwrap();
+        let expected = format!(
+            "--{boundary}\r\nContent-Type: a/b\r\nContent-Range: bytes 8-9/10\r\n\r\n89\
+             \r\n--{boundary}\r\nContent-Type: a/b\r\nContent-Range: bytes 0-1/10\r\n\r\n01\r\n--{boundary}--\r\n"
+        );
+        assert_eq!(content, expected);
+        assert_eq!(head.status(), StatusCode::PARTIAL_CONTENT);
+        assert_eq!(head.headers()[CONTENT_LENGTH], content.len().to_string());
+        assert!(!head.headers().contains_key(CONTENT_RANGE));
+    }
+
+    #[test]
+    fn ranges_are_slices_of_what_is_stored() {
+        let stored = stored("200", "0123456789");
+        let (_, content) = from_stored(&request("GET | range: bytes=2-4"), &stored, at(3));
+        let ReplyBody::Whole(bytes) = content else { panic!("{content:?}") };
+        assert_eq!(bytes.as_ptr(), stored.body[2..].as_ptr());
+    }
+
+    #[test]
+    fn a_200_just_received_becomes_a_304_for_who_has_it() {
+        let check = |asked: &str, answered: &str, expected: Option<&str>| {
+            let head = not_modified(&request(asked), &response(answered), at(0));
+            let head = head.map(|head| (head.status().as_u16(), text(head.headers())));
+            assert_eq!(head, expected.map(|fields| (304, fields.to_owned())), "{asked}: {answered}");
+        };
+        check("GET | if-none-match: \"a\"", "200 | etag: \"a\" | content-type: a/b", Some("etag: \"a\""));
+        check("GET | if-none-match: \"b\"", "200 | etag: \"a\"", None);
+        check("GET", "200 | etag: \"a\"", None);
+        check("GET | if-none-match: \"a\"", "404 | etag: \"a\"", None);
+        check("PUT | if-none-match: \"a\"", "200 | etag: \"a\"", None);
+    }
+}
