@@ -27,6 +27,9 @@ impl Scheme {
     }
 }
 
+/// The longest host that DNS can carry, in bytes.
+const MAX_HOST: usize = 253;
+
 /// A host and port: lower case, no trailing dot, no default port, no user information.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Authority {
@@ -39,14 +42,26 @@ pub struct Authority {
 pub enum BadTarget {
     /// The host is missing, empty or not a valid host.
     Host,
-    /// The path is not valid: bad percent-encoding, encoded NUL, encoded slash or backslash within a dot segment.
+    /// The path is not valid: it does not begin with `/`, has a control character, a backslash, a bad
+    /// percent-encoding, or an encoded slash or backslash beside a dot segment. Or the query has a control character.
     Path,
 }
 
 impl Authority {
     /// Parses and normalises `host[:port]`; the port is dropped where it is the scheme's default.
     pub fn parse(text: &str, scheme: Scheme) -> Result<Self, BadTarget> {
-        todo!("{text} {scheme:?}")
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, rest) = rest.split_once(']').ok_or(BadTarget::Host)?;
+                (ipv6_literal(address)?, port_after(rest)?)
+            }
+            None => {
+                let end = text.find(':').unwrap_or(text.len());
+                (registered_name(&text[..end])?, port_after(&text[end..])?)
+            }
+        };
+        let port = port.filter(|port| *port != scheme.default_port());
+        Ok(Self { host, port })
     }
 
     /// The host, lower case; IPv6 in brackets.
@@ -69,6 +84,36 @@ impl std::fmt::Display for Authority {
     }
 }
 
+fn ipv6_literal(address: &str) -> Result<Box<str>, BadTarget> {
+    let address: std::net::Ipv6Addr = address.parse().map_err(|_| BadTarget::Host)?;
+    Ok(format!("[{address}]").into())
+}
+
+/// A name or IPv4 address. Sub-delimiters and percent-encodings, which RFC 3986 allows and DNS does not, are refused.
+fn registered_name(text: &str) -> Result<Box<str>, BadTarget> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let valid_label = |label: &str| !label.is_empty() && label.bytes().all(is_unreserved);
+    if name.len() > MAX_HOST || !name.split('.').all(valid_label) {
+        return Err(BadTarget::Host);
+    }
+    Ok(name.to_ascii_lowercase().into())
+}
+
+/// The port of `rest`, which is empty or begins with `:`. An empty port counts as none (RFC 3986 §6.2.3).
+fn port_after(rest: &str) -> Result<Option<u16>, BadTarget> {
+    if rest.is_empty() || rest == ":" {
+        return Ok(None);
+    }
+    let digits = rest.strip_prefix(':').ok_or(BadTarget::Host)?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(BadTarget::Host);
+    }
+    match digits.parse() {
+        Ok(0) | Err(_) => Err(BadTarget::Host),
+        Ok(port) => Ok(Some(port)),
+    }
+}
+
 /// A normalised request target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -84,7 +129,11 @@ impl Target {
     /// Normalises: unreserved octets decoded, percent-encodings in upper case, dot segments removed,
     /// an empty path is `/`. `%2F`, `%00` and the like stay encoded; bytes that must be encoded are.
     pub fn new(scheme: Scheme, authority: Authority, path: &str, query: Option<&str>) -> Result<Self, BadTarget> {
-        todo!("{scheme:?} {authority:?} {path} {query:?}")
+        if query.is_some_and(|query| query.bytes().any(|byte| byte.is_ascii_control())) {
+            return Err(BadTarget::Path);
+        }
+        let path = if is_normal(path) { path.into() } else { normalised_path(path)?.into() };
+        Ok(Self { scheme, authority, path, query: query.map(Into::into) })
     }
 
     /// The normalised path, beginning with `/`.
@@ -95,5 +144,219 @@ impl Target {
     /// The query as received, without `?`.
     pub fn query(&self) -> Option<&str> {
         self.query.as_deref()
+    }
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Whether a byte may stand in a segment as it is (`pchar` without percent-encodings).
+const fn is_plain(byte: u8) -> bool {
+    is_unreserved(byte)
+        || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@')
+}
+
+/// Whether nothing needs to be done: plain bytes alone and no segment that begins with a dot.
+fn is_normal(path: &str) -> bool {
+    let mut after_slash = false;
+    path.starts_with('/')
+        && path.bytes().all(|byte| {
+            let dotted = after_slash && byte == b'.';
+            after_slash = byte == b'/';
+            !dotted && (after_slash || is_plain(byte))
+        })
+}
+
+/// The path in normal form, as [`Target::new`] makes it.
+pub(crate) fn normalised_path(path: &str) -> Result<String, BadTarget> {
+    if path.is_empty() {
+        return Ok("/".to_owned());
+    }
+    let mut out = String::with_capacity(path.len() + 8);
+    let mut segments = path.strip_prefix('/').ok_or(BadTarget::Path)?.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let start = out.len();
+        out.push('/');
+        push_segment(segment, &mut out)?;
+        let keep = match &out[start + 1..] {
+            "." => start,
+            ".." => out[..start].rfind('/').unwrap_or(0),
+            segment if hides_dot_segment(segment) => return Err(BadTarget::Path),
+            _ => continue,
+        };
+        out.truncate(keep);
+        if segments.peek().is_none() {
+            out.push('/');
+        }
+    }
+    Ok(out)
+}
+
+/// Appends one segment: unreserved octets decoded, what must be encoded is, in upper case.
+fn push_segment(segment: &str, out: &mut String) -> Result<(), BadTarget> {
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let high = bytes.next().and_then(hex_value).ok_or(BadTarget::Path)?;
+                let low = bytes.next().and_then(hex_value).ok_or(BadTarget::Path)?;
+                let octet = high << 4 | low;
+                if is_unreserved(octet) { out.push(char::from(octet)) } else { push_encoded(octet, out) }
+            }
+            b'\\' => return Err(BadTarget::Path),
+            _ if byte.is_ascii_control() => return Err(BadTarget::Path),
+            _ if is_plain(byte) => out.push(char::from(byte)),
+            _ => push_encoded(byte, out),
+        }
+    }
+    Ok(())
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+fn push_encoded(octet: u8, out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.push('%');
+    out.push(char::from(DIGITS[usize::from(octet >> 4)]));
+    out.push(char::from(DIGITS[usize::from(octet & 15)]));
+}
+
+/// Whether a server that decodes `%2F` or `%5C` would see a dot segment in this one.
+fn hides_dot_segment(segment: &str) -> bool {
+    if !segment.contains("%2F") && !segment.contains("%5C") {
+        return false;
+    }
+    segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| part == "." || part == "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_authority(text: &str, expected: Result<&str, BadTarget>) {
+        let parsed = Authority::parse(text, Scheme::Http).map(|authority| authority.to_string());
+        assert_eq!(parsed.as_deref().map_err(|bad| *bad), expected, "{text:?}");
+    }
+
+    fn check_path(path: &str, expected: Result<&str, BadTarget>) {
+        let authority = Authority::parse("example.com", Scheme::Http).unwrap();
+        let target = Target::new(Scheme::Http, authority, path, None);
+        assert_eq!(target.as_ref().map(Target::path).map_err(|bad| *bad), expected, "{path:?}");
+    }
+
+    #[test]
+    fn an_authority_is_normalised() {
+        check_authority("example.com", Ok("example.com"));
+        check_authority("EXAMPLE.Com.:80", Ok("example.com"));
+        check_authority("example.com:", Ok("example.com"));
+        check_authority("example.com:8080", Ok("example.com:8080"));
+        check_authority("example.com:443", Ok("example.com:443"));
+        check_authority("127.0.0.1:80", Ok("127.0.0.1"));
+        check_authority("my_host", Ok("my_host"));
+        check_authority("[2001:DB8:0::1]:81", Ok("[2001:db8::1]:81"));
+    }
+
+    #[test]
+    fn a_bad_authority_is_refused() {
+        let bad = [
+            "",
+            ".",
+            ":80",
+            "a..b",
+            ".a",
+            "a..",
+            "user@a",
+            "a/b",
+            "a?b",
+            "a b",
+            "a#b",
+            "a%41",
+            "a:b",
+            "a:0",
+            "a:+1",
+            "a:65536",
+            "a:1:2",
+            "[::1",
+            "[::1]x",
+            "[1.2.3.4]",
+            "[fe80::1%25eth0]",
+            "::1",
+            "m\u{fc}nchen",
+        ];
+        for text in bad {
+            check_authority(text, Err(BadTarget::Host));
+        }
+        check_authority(&"a".repeat(MAX_HOST + 1), Err(BadTarget::Host));
+    }
+
+    #[test]
+    fn the_default_port_depends_on_the_scheme() {
+        let parse = |text| Authority::parse(text, Scheme::Https).unwrap();
+        assert_eq!(parse("a:443").port(), None);
+        assert_eq!(parse("a:80").port(), Some(80));
+    }
+
+    #[test]
+    fn a_path_is_normalised() {
+        check_path("", Ok("/"));
+        check_path("/", Ok("/"));
+        check_path("/a//b/", Ok("/a//b/"));
+        check_path("/%61%7e%2d", Ok("/a~-"));
+        check_path("/a%2fb%00%25%3a", Ok("/a%2Fb%00%25%3A"));
+        check_path("/%252e%252e/x", Ok("/%252e%252e/x"));
+        check_path("/\u{fc} {x}", Ok("/%C3%BC%20%7Bx%7D"));
+        check_path("/.hidden/..a", Ok("/.hidden/..a"));
+        check_path("/a%2F.hidden", Ok("/a%2F.hidden"));
+    }
+
+    #[test]
+    fn dot_segments_are_removed() {
+        check_path("/a/./b/../c", Ok("/a/c"));
+        check_path("/a/b/%2e%2E/c", Ok("/a/c"));
+        check_path("/../../a", Ok("/a"));
+        check_path("/a/..", Ok("/"));
+        check_path("/a/b/..", Ok("/a/"));
+        check_path("/a/.", Ok("/a/"));
+        check_path("/a//../b", Ok("/a/b"));
+        check_path("/..", Ok("/"));
+    }
+
+    #[test]
+    fn a_bad_path_is_refused() {
+        for path in [
+            "a",
+            "*",
+            "/%zz",
+            "/%",
+            "/%4",
+            "/a\\b",
+            "/..%2f",
+            "/%2e%2e%5c",
+            "/a%2F..%2Fb",
+            "/x%5c.",
+            "/a\nb",
+            "/%\u{fc}",
+        ] {
+            check_path(path, Err(BadTarget::Path));
+        }
+    }
+
+    #[test]
+    fn a_query_is_kept_unless_it_has_control_characters() {
+        let new = |query| {
+            let authority = Authority::parse("a", Scheme::Http).unwrap();
+            Target::new(Scheme::Http, authority, "/", Some(query)).map(|target| target.query().map(str::to_owned))
+        };
+        assert_eq!(new("b=%7e&a=/../"), Ok(Some("b=%7e&a=/../".to_owned())));
+        assert_eq!(new(""), Ok(Some(String::new())));
+        assert_eq!(new("a\r\nb"), Err(BadTarget::Path));
     }
 }

@@ -1,13 +1,19 @@
 //! Routes: which request is handled by which rules.
 
+mod pattern;
+mod table;
+mod tags;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use crate::key::{KeyRules, Tag};
+pub use self::pattern::pattern_params;
+pub use self::table::{Conflict, Match, RouteTable};
+pub use self::tags::{BadTemplate, ConfiguredTags, TagTemplate};
+use crate::key::KeyRules;
 use crate::policy::Rules;
-use crate::target::Target;
 
 /// A route: what matches it and everything decided for it.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,101 +116,5 @@ pub enum ForwardFields {
     Only(Box<[HeaderName]>),
 }
 
-/// A tag with `{param}` from the route's path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TagTemplate(Box<[TagPart]>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum TagPart {
-    Literal(Box<str>),
-    Param(Box<str>),
-}
-
-/// A tag template that cannot be parsed, and why; the text is for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadTemplate(pub String);
-
-impl TagTemplate {
-    /// Parses `product:{id}`; every `{param}` must be one of the path's `params`.
-    pub fn parse(text: &str, params: &[&str]) -> Result<Self, BadTemplate> {
-        todo!("{text} {params:?}")
-    }
-
-    /// The tag for the parameters of one request.
-    pub fn expand(&self, params: &Params) -> Box<str> {
-        todo!("{params:?}")
-    }
-}
-
 /// The values of a path's parameters in one request.
 pub type Params = smallvec::SmallVec<[(Box<str>, Box<str>); 2]>;
-
-/// The route that a request matched, with its parameters.
-#[derive(Debug)]
-pub struct Match<'a> {
-    /// The route.
-    pub route: &'a Arc<Route>,
-    /// Its place in the table, for counters.
-    pub index: usize,
-    /// Its parameters' values.
-    pub params: Params,
-}
-
-/// All routes of a configuration, ready to be searched.
-pub struct RouteTable {
-    routes: Box<[Arc<Route>]>,
-    // private search structure: per host a `matchit::Router`
-}
-
-/// Two routes that match the same requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The index of the route that could not be added.
-    pub index: usize,
-    /// Why, for people.
-    pub reason: String,
-}
-
-impl RouteTable {
-    /// Builds the table; all conflicts (same host, path shape and a common method; bad patterns) at once.
-    pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
-        todo!("{routes:?}")
-    }
-
-    /// The routes in the order of the file.
-    pub fn routes(&self) -> &[Arc<Route>] {
-        &self.routes
-    }
-
-    /// The route for a request: its host's routes before those of any host, most specific path, then method.
-    pub fn find(&self, target: &Target, method: &Method) -> Option<Match<'_>> {
-        todo!("{target:?} {method}")
-    }
-
-    /// Whether a route that caches covers the GET of this target (for invalidation).
-    pub fn caches(&self, target: &Target) -> bool {
-        todo!("{target:?}")
-    }
-}
-
-/// The parameter names of a path pattern, or why it is not one.
-pub fn pattern_params(path: &str) -> Result<Vec<&str>, String> {
-    todo!("{path}")
-}
-
-/// The tags of a request that derive from configuration and URL, made only when the ledger must be asked.
-pub struct ConfiguredTags<'a> {
-    /// Its route.
-    pub route: &'a Route,
-    /// Its parameters' values.
-    pub params: &'a Params,
-    /// Its target.
-    pub target: &'a Target,
-}
-
-impl ConfiguredTags<'_> {
-    /// Every tag: all, route, host, URL, path prefixes (up to 8), and the route's own.
-    pub fn tags(&self) -> Vec<Tag> {
-        todo!()
-    }
-}

@@ -1,0 +1,110 @@
+//! The purge tags of a route's responses that configuration and URL give.
+
+use super::{Params, Route};
+use crate::key::Tag;
+use crate::target::Target;
+
+/// A tag with `{param}` from the route's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagTemplate(Box<[TagPart]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum TagPart {
+    Literal(Box<str>),
+    Param(Box<str>),
+}
+
+/// A tag template that cannot be parsed, and why; the text is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadTemplate(pub String);
+
+impl TagTemplate {
+    /// Parses `product:{id}`; every `{param}` must be one of the path's `params`.
+    pub fn parse(text: &str, params: &[&str]) -> Result<Self, BadTemplate> {
+        if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(BadTemplate(format!("the tag {text:?} must be a word without white space")));
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(brace) = rest.find(['{', '}']) {
+            let (literal, from) = rest.split_at(brace);
+            let inner = from.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+            let (name, after) =
+                inner.ok_or_else(|| BadTemplate(format!("the tag {text:?} has a brace without its other")))?;
+            if !params.contains(&name) {
+                let known = params.join(", ");
+                return Err(BadTemplate(format!("the tag {text:?} has {{{name}}}, the path has [{known}]")));
+            }
+            if !literal.is_empty() {
+                parts.push(TagPart::Literal(literal.into()));
+            }
+            parts.push(TagPart::Param(name.into()));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(TagPart::Literal(rest.into()));
+        }
+        Ok(Self(parts.into()))
+    }
+
+    /// The tag for the parameters of one request, percent-encoded as in the normalised path.
+    pub fn expand(&self, params: &Params) -> Box<str> {
+        let mut tag = String::new();
+        for part in &self.0 {
+            match part {
+                TagPart::Literal(text) => tag.push_str(text),
+                TagPart::Param(name) => {
+                    tag.push_str(params.iter().find(|(param, _)| param == name).map_or("", |(_, value)| value));
+                }
+            }
+        }
+        tag.into()
+    }
+}
+
+/// The tags of a request that derive from configuration and URL, made only when the ledger must be asked.
+pub struct ConfiguredTags<'a> {
+    /// Its route.
+    pub route: &'a Route,
+    /// Its parameters' values.
+    pub params: &'a Params,
+    /// Its target.
+    pub target: &'a Target,
+}
+
+impl ConfiguredTags<'_> {
+    /// Every tag: all, route, host, URL, path prefixes (the root and up to 8 segments), and the route's own.
+    pub fn tags(&self) -> Vec<Tag> {
+        let own = self.route.caching.as_ref().map_or(&[][..], |caching| &caching.tags);
+        let mut tags = Vec::with_capacity(16 + own.len());
+        tags.extend([Tag::All, Tag::Route((*self.route.name).into()), Tag::host(self.target), Tag::url(self.target)]);
+        tags.extend(Tag::prefixes(self.target));
+        tags.extend(own.iter().map(|template| Tag::Surrogate(template.expand(self.params))));
+        tags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Option<&str>) {
+        let params = Params::from_iter([("id".into(), "42".into()), ("shop".into(), "a".into())]);
+        let tag = TagTemplate::parse(text, &["id", "shop"]).ok().map(|template| template.expand(&params));
+        assert_eq!(tag.as_deref(), expected, "{text:?}");
+    }
+
+    #[test]
+    fn a_template_takes_the_values_of_its_parameters() {
+        check("product", Some("product"));
+        check("product:{id}", Some("product:42"));
+        check("{shop}{id}-x", Some("a42-x"));
+    }
+
+    #[test]
+    fn a_bad_template_is_refused() {
+        for text in ["", "a b", "{", "a}", "{}", "{other}", "{id"] {
+            check(text, None);
+        }
+    }
+}
