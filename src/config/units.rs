@@ -26,6 +26,12 @@ pub fn duration(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(total))
 }
 
+/// A duration as it would be written.
+pub fn written(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis % 1000 == 0 { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+}
+
 fn millis_of(unit: &str) -> Option<u64> {
     match unit {
         "ms" => Some(1),
@@ -88,7 +94,9 @@ mod tests {
         {
             assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "30", "s", "5 parsecs", "1s1m", "1s1s", "-1s", "1.5s", "99999999999999999999s", "300000000000d"] {
+        for text in
+            ["", "30", "s", "5 parsecs", "1s1m", "1s1s", "-1s", "1.5s", "99999999999999999999s", "300000000000d"]
+        {
             assert_eq!(duration(text), None, "{text}");
         }
     }
