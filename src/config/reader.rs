@@ -61,7 +61,11 @@ impl Given<'_> {
 
 /// `server` and `route "x"` differ in how a key is put behind them.
 fn at(place: &str, key: &str) -> String {
-    if place.ends_with('"') { format!("{place}: {key}") } else { format!("{place}.{key}") }
+    match place {
+        "" => key.to_owned(),
+        _ if place.ends_with('"') => format!("{place}: {key}"),
+        _ => format!("{place}.{key}"),
+    }
 }
 
 /// The nearest of some names, where one is near.
@@ -81,11 +85,6 @@ impl<'a> Reader<'a> {
         let place = layers.first().map(|layer| layer.place.clone()).unwrap_or_default();
         let section = header.map(|header| notes.section(header));
         Self { notes, layers, line, place, section, known: RefCell::default() }
-    }
-
-    /// How messages name the table.
-    pub(super) fn place(&self) -> &str {
-        &self.place
     }
 
     /// What `key` is called in messages.
@@ -215,12 +214,6 @@ impl<'a> Reader<'a> {
         read.unwrap_or_else(|| default.to_owned())
     }
 
-    pub(super) fn given_string(&self, key: &'static str) -> Option<String> {
-        self.parsed(key, "is not a string; expected one with text in it", |text| {
-            (!text.is_empty()).then(|| text.to_owned())
-        })
-    }
-
     /// One of some words; the first is the default.
     pub(super) fn choice<T: Copy>(&self, key: &'static str, words: &[(&str, T)]) -> T {
         let read = self.optional(key, Some(quoted(words[0].0)), |it| {
@@ -293,7 +286,8 @@ impl<'a> Reader<'a> {
                 None => self.problem(key, &self.in_layer(layer, value), "is not a table"),
             }
         }
-        let mut reader = Reader::new(self.notes, layers, line, self.section.map(|_| header.to_owned()));
+        let is_recorded = self.section.is_some() || self.place.is_empty();
+        let mut reader = Reader::new(self.notes, layers, line, is_recorded.then(|| header.to_owned()));
         reader.place = at(&self.place, key);
         reader
     }
@@ -336,6 +330,7 @@ impl<'a> Reader<'a> {
     fn written(&self, given: &Given<'a>) -> String {
         let inner = |value: &'a Spanned<DeValue<'a>>| self.written(&self.member(given, value));
         match given.value {
+            DeValue::Table(table) if table.is_empty() => "{}".to_owned(),
             DeValue::Table(table) => {
                 let members =
                     table.iter().map(|(name, value)| format!("{} = {}", key_of(name.get_ref()), inner(value)));

@@ -27,7 +27,9 @@ const NOT_EDITED: [HeaderName; 4] =
 pub(super) fn route(name: &str, reader: &Reader<'_>, context: &Context<'_>) -> Option<Route> {
     reader.string("name", name);
     let host = reader.parsed("host", "is not a host; expected for example \"api.example.com\"", host);
-    reader.given_string("use");
+    if let Some(given) = reader.given("use").filter(|given| given.text().is_none()) {
+        reader.problem("use", &given, "is not a string; expected a profile's name");
+    }
     let path = path(reader);
     let params = path.and_then(|path| pattern_params(path).ok());
     let mut route = settings(name, reader, context, params.as_deref());
@@ -158,8 +160,8 @@ fn forward_headers(reader: &Reader<'_>) -> ForwardFields {
 }
 
 fn edits(reader: &Reader<'_>, key: &'static str) -> FieldEdits {
-    let edits = reader.optional(key, Some("{ set = {}, remove = [] }".to_owned()), |it| {
-        let table = it.value.as_table().ok_or("is not a table; expected { set = {}, remove = [] }")?;
+    let edits = reader.optional(key, Some("{ remove = [], set = {} }".to_owned()), |it| {
+        let table = it.value.as_table().ok_or("is not a table; expected { remove = [], set = {} }")?;
         let inner = reader.inline(key, it, table);
         let remove = inner.field_names("remove", &[]);
         let named = inner.named("set");

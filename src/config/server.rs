@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use ipnet::IpNet;
 
+use super::notes::Source;
 use super::reader::{Reader, nearest};
 use super::{AdminConfig, Limits, Listen, ServerConfig, Stats, tls, units};
 use crate::target::{Authority, Scheme};
@@ -162,7 +163,10 @@ pub(super) fn admin(reader: &Reader<'_>) -> AdminConfig {
 
 /// A secret, read from where the file says; the message never has its value.
 pub(super) fn secret(reader: &Reader<'_>, key: &'static str) -> Option<String> {
-    let given = reader.given(key)?;
+    let Some(given) = reader.given(key) else {
+        reader.record(key, None, Source::Default);
+        return None;
+    };
     let text = given.text().unwrap_or_default();
     reader.record(key, Some(format!("{text:?}")), given.source.clone());
     match units::secret(text) {

@@ -29,7 +29,7 @@ pub fn duration(text: &str) -> Option<Duration> {
 /// A duration as it would be written.
 pub fn written(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis % 1000 == 0 { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
 fn millis_of(unit: &str) -> Option<u64> {
