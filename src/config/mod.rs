@@ -1,10 +1,22 @@
 //! Configuration: the file as written, checked into values, or all its problems.
+//!
+//! The file's table is walked with a reader of our own (`reader`) rather than deserialized: serde stops at the first
+//! error, and an operator is told all of them at once, each with its line.
 
-pub mod check;
-pub mod file;
+mod caching;
+mod file;
+mod keying;
+mod notes;
+mod reader;
+mod route;
+mod server;
+mod store;
+mod tls;
 pub mod units;
+mod upstream;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,13 +50,48 @@ pub struct Config {
 }
 
 /// Reads and checks a file: the configuration with its warnings, or every problem.
-pub fn load(path: &std::path::Path) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
-    todo!("{path:?}")
+pub fn load(path: &Path) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+    let (name, text) = read(path)?;
+    parse(&name, &text)
+}
+
+/// The same, and every effective value as TOML with comments that say where each came from. Secrets are named, not
+/// told.
+pub fn load_resolved(path: &Path) -> Result<(String, Vec<Problem>), Vec<Problem>> {
+    let (name, text) = read(path)?;
+    parse_resolved(&name, &text)
+}
+
+fn read(path: &Path) -> Result<(String, String), Vec<Problem>> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => {
+            let message = format!("cannot be read: {error}");
+            Err(vec![Problem { file: name.into(), line: 0, message, warning: false }])
+        }
+    }
 }
 
 /// Checks the text of a file named `name`.
 pub fn parse(name: &str, text: &str) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
-    todo!("{name} {text}")
+    file::read(name, text).map(|checked| (checked.config, checked.warnings))
+}
+
+/// Checks as [`parse`] does, and gives what [`load_resolved`] does.
+pub fn parse_resolved(name: &str, text: &str) -> Result<(String, Vec<Problem>), Vec<Problem>> {
+    file::read(name, text).map(|checked| (checked.resolved, checked.warnings))
+}
+
+/// A short hash of settings, to see whether they changed.
+fn fingerprint(parts: &[&[u8]]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// `[server]`, checked.
@@ -134,6 +181,9 @@ pub struct Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.warning { "warning: " } else { "" };
-        write!(f, "{}:{}: {kind}{}", self.file, self.line, self.message)
+        match self.line {
+            0 => write!(f, "{}: {kind}{}", self.file, self.message),
+            line => write!(f, "{}:{line}: {kind}{}", self.file, self.message),
+        }
     }
 }
