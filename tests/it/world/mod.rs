@@ -6,7 +6,7 @@ pub mod redis;
 
 use std::sync::Once;
 
-pub use origin::{Origin, RawOrigin, Seen, reply};
+pub use origin::{Origin, RawOrigin, reply};
 pub use proxy::Proxy;
 pub use redis::Redis;
 

@@ -1,6 +1,5 @@
 //! Upstreams: one that speaks HTTP through hyper, and one that writes the bytes it is told.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -188,13 +187,4 @@ async fn speak(stream: TcpStream, answer: Arc<dyn Fn(Seen) -> Reply + Send + Syn
     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await;
-}
-
-/// Counts by target, for asserting a whole run at once.
-pub fn counts(origin: &Origin) -> HashMap<String, usize> {
-    let mut counts = HashMap::new();
-    for seen in origin.seen() {
-        *counts.entry(seen.target).or_default() += 1;
-    }
-    counts
 }

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use aside::clock::{Clock, Timestamp};
+use aside::clock::Clock;
 use aside::server::{Running, start};
 use aside::telemetry::AccessLog;
 
@@ -13,7 +14,8 @@ pub struct Proxy {
     pub running: Running,
     pub clock: Clock,
     pub address: SocketAddr,
-    lines: Receiver<String>,
+    /// Takes the access log, which would else go to the tests' output.
+    _lines: Mutex<Receiver<String>>,
 }
 
 impl Proxy {
@@ -42,27 +44,17 @@ impl Proxy {
         let clock = Clock::manual(Clock::System.now());
         let running = start(config, path, clock.clone()).expect("the proxy starts");
         let address = running.listen[0];
-        Self { running, clock, address, lines }
+        Self { running, clock, address, _lines: Mutex::new(lines) }
     }
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// The present of its clock.
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
     /// Its `/cache-stats`.
     pub async fn stats(&self) -> serde_json::Value {
         let text = super::get(&super::client(), &self.url("/cache-stats")).await.body;
         serde_json::from_str(&text).expect("JSON")
-    }
-
-    /// The access log lines so far.
-    pub fn lines(&self) -> Vec<String> {
-        self.lines.try_iter().collect()
     }
 }
 

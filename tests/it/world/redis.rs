@@ -65,12 +65,6 @@ impl Redis {
         let length = stream.read(&mut answer).ok()?;
         Some(String::from_utf8_lossy(&answer[..length]).into_owned())
     }
-
-    /// How many keys it holds.
-    pub fn key_count(&self) -> usize {
-        let answer = self.command("DBSIZE").expect("redis answers");
-        answer.trim().trim_start_matches(':').parse().expect("a number")
-    }
 }
 
 impl Drop for Redis {
