@@ -38,7 +38,10 @@ async fn until(proxy: &Proxy, what: &str, holds: impl Fn(&serde_json::Value) -> 
 #[tokio::test]
 async fn with_a_password() {
     let redis = Redis::start_with(&["--requirepass", "secret"]);
-    check(&format!("url = \"redis://:secret@127.0.0.1:{}\"", redis.port)).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret").expect("a file");
+    check(&format!("url = \"{}\"\npassword = \"file:{}\"", redis.url(), password.display())).await;
 }
 
 #[tokio::test]
