@@ -52,10 +52,7 @@ impl Server {
         let authority = own_authority(url, &scheme);
         let host = Host::new(&config.host, &authority);
         let tls = |offer| {
-            let name = match &host {
-                Host::Literal { authority, .. } => authority.host(),
-                Host::Upstream(_) | Host::Preserve { .. } => authority.host(),
-            };
+            let name = host.server_name(&authority);
             (scheme == Scheme::HTTPS).then(|| Tls::new(connect::offering(&config.tls, offer), name)).flatten()
         };
         let connector = |offer| Connector::new(url.clone(), tls(offer), config.connect_timeout);
@@ -150,11 +147,17 @@ impl Server {
     }
 
     fn tell(&self, change: Change) {
-        let (upstream, server) = (self.upstream.to_string(), self.url.clone());
+        let names = || (self.upstream.to_string(), self.url.clone());
         match change {
             Change::Nothing => {}
-            Change::Ejected => self.telemetry.emit(&Event::ServerEjected { upstream, server }),
-            Change::Restored => self.telemetry.emit(&Event::ServerRestored { upstream, server }),
+            Change::Ejected => {
+                let (upstream, server) = names();
+                self.telemetry.emit(&Event::ServerEjected { upstream, server });
+            }
+            Change::Restored => {
+                let (upstream, server) = names();
+                self.telemetry.emit(&Event::ServerRestored { upstream, server });
+            }
         }
     }
 }
@@ -181,6 +184,15 @@ impl Host {
                 let authority = parse(value).unwrap_or_else(|| own.clone());
                 Self::Literal { value: value.clone(), authority }
             }
+        }
+    }
+
+    /// What is sent and verified in the TLS handshake. With `Preserve` the server's own: connections do not belong to
+    /// a client, and which certificate is right must not be the client's to say.
+    fn server_name<'a>(&'a self, own: &'a Authority) -> &'a str {
+        match self {
+            Self::Literal { authority, .. } => authority.host(),
+            Self::Upstream(_) | Self::Preserve { .. } => own.host(),
         }
     }
 
@@ -255,16 +267,15 @@ impl Attempt {
         self.in_flight
     }
 
-    /// None came.
+    /// None came. Only what the server is to blame for is logged and counted; a client that left is not.
     pub fn failed(mut self, failure: Failure, now: Instant) -> UpstreamError {
         let is_blamed = failure.blames_server();
         let Failure { error, cause, .. } = failure;
-        let server = &self.verdict.server;
-        let (upstream, url) = (server.upstream.to_string(), server.url.clone());
-        server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
         if is_blamed {
             let admission = self.verdict.admission;
             let server = self.verdict.give();
+            let (upstream, url) = (server.upstream.to_string(), server.url.clone());
+            server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
             server.failures.fetch_add(1, Ordering::Relaxed);
             server.tell(server.health.failed(admission, now));
         }

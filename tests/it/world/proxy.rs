@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use aside::clock::Clock;
@@ -13,7 +14,8 @@ pub struct Proxy {
     pub running: Running,
     pub clock: Clock,
     pub address: SocketAddr,
-    lines: Receiver<String>,
+    /// Takes the access log, which would else go to the tests' output.
+    lines: Mutex<Receiver<String>>,
 }
 
 impl Proxy {
@@ -42,7 +44,7 @@ impl Proxy {
         let clock = Clock::manual(Clock::System.now());
         let running = start(config, path, clock.clone()).expect("the proxy starts");
         let address = running.listen[0];
-        Self { running, clock, address, lines }
+        Self { running, clock, address, lines: Mutex::new(lines) }
     }
 
     pub fn url(&self, path: &str) -> String {
