@@ -34,7 +34,8 @@ async fn until_connected(proxy: &Proxy) {
 #[tokio::test]
 async fn what_one_process_stored_is_a_hit_in_another_and_after_a_restart_of_both() {
     let (origin, redis) = (Origin::counting(&[]), Redis::start());
-    let toml = one_route_with_redis(&origin.url(), &redis.url(), "ttl = \"1m\"\nttl_jitter = 0.0");
+    let toml =
+        one_route_with_redis(&origin.url(), &redis.url(), "ttl = \"1m\"\nttl_jitter = 0.0\nkey = { host = false }");
     let client = client();
     {
         let (one, two) = (Proxy::start(&toml), Proxy::start(&toml));
@@ -110,7 +111,7 @@ async fn with_the_memory_tier_off_every_hit_comes_from_redis() {
 #[tokio::test]
 async fn a_corrupt_value_is_a_miss_and_deleted() {
     let (origin, redis) = (Origin::counting(&[("cache-control", "max-age=60")]), Redis::start());
-    let toml = one_route_with_redis(&origin.url(), &redis.url(), "");
+    let toml = one_route_with_redis(&origin.url(), &redis.url(), "key = { host = false }");
     let client = client();
     {
         let proxy = Proxy::start(&toml);

@@ -184,7 +184,8 @@ async fn speak(stream: TcpStream, answer: Arc<dyn Fn(Seen) -> Reply + Send + Syn
         }
     });
     // A client that goes away is no concern of the upstream's.
-    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await;
+    let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    // The proxy's clock may be elsewhere than the system's, which hyper's own Date would tell.
+    server.http1().auto_date_header(false);
+    let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }

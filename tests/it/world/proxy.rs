@@ -60,7 +60,7 @@ impl Proxy {
     /// Stops it; its access log lines.
     pub fn stopped_lines(self) -> Vec<String> {
         self.running.shutdown();
-        self.lines.iter().collect()
+        self.lines.into_inner().unwrap().iter().collect()
     }
 }
 
