@@ -141,6 +141,12 @@ impl Target {
         &self.path
     }
 
+    /// As an absolute URI; none should hyper's grammar be narrower than the normalised form.
+    pub fn to_uri(&self) -> Option<http::Uri> {
+        let query = self.query().map(|query| format!("?{query}")).unwrap_or_default();
+        format!("{}://{}{}{query}", self.scheme.as_str(), self.authority, self.path()).try_into().ok()
+    }
+
     /// The query as received, without `?`.
     pub fn query(&self) -> Option<&str> {
         self.query.as_deref()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Connection, Interim, Proxy};
 use crate::clock::Timestamp;
@@ -119,7 +119,12 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
         return because(Detail::Upgrade);
     }
     let keys_content = caching.key.body != BodyRule::None;
-    if !matches!(parts.method, Method::GET | Method::HEAD) && !keys_content {
+    let is_answerable = match parts.method.as_str() {
+        "GET" | "HEAD" => true,
+        "POST" | "QUERY" => keys_content,
+        _ => false,
+    };
+    if !is_answerable {
         return Some(Bypass { why: Why::Method, detail: None });
     }
     if has_content && !keys_content {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
@@ -12,7 +12,7 @@ use super::fill::{Bound, Fill, News, Received, Room};
 use super::{forward, share};
 use crate::clock::Timestamp;
 use crate::collapse::Lease;
-use crate::fields::surrogate;
+use crate::fields::{hop_by_hop, surrogate};
 use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::{Put, PutLimits};
@@ -86,6 +86,18 @@ impl Fetch {
         Self::spawn(ask, Some(stored), Some(lease), None);
     }
 
+    /// Stores a response that another request than a GET has brought, and can answer GETs.
+    pub fn adopt(ask: Arc<Ask>, head: StoredResponse, response: Response<ResponseBody>) -> oneshot::Receiver<Report> {
+        let (client, report) = oneshot::channel();
+        let shared = Arc::clone(&ask.proxy.shared);
+        let mut fetch = Self::new(ask, None, None, Some(client));
+        shared.tasks.spawn(async move {
+            let (parts, body) = response.into_parts();
+            fetch.store(head, framing(&parts, &body), parts, body).await;
+        });
+        report
+    }
+
     fn spawn(
         ask: Arc<Ask>,
         stored: Option<Arc<StoredResponse>>,
@@ -93,9 +105,17 @@ impl Fetch {
         client: Option<oneshot::Sender<Report>>,
     ) {
         let shared = Arc::clone(&ask.proxy.shared);
-        let (synced, background) = (shared.store.synced(), client.is_none());
-        let fetch = Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, background, client };
-        shared.tasks.spawn(fetch.run());
+        shared.tasks.spawn(Self::new(ask, stored, lease, client).run());
+    }
+
+    fn new(
+        ask: Arc<Ask>,
+        stored: Option<Arc<StoredResponse>>,
+        lease: Option<Lease<News>>,
+        client: Option<oneshot::Sender<Report>>,
+    ) -> Self {
+        let (synced, background) = (ask.proxy.shared.store.synced(), client.is_none());
+        Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, background, client }
     }
 
     async fn run(mut self) {
@@ -135,6 +155,10 @@ impl Fetch {
                 self.report(Fetched::Stale(stale), Some(status));
             }
             Settlement::Refetch => Box::pin(self.refetch()).await,
+            // Nobody asked for a 304 (RFC 9110 §15.4.5), and it has no content to serve.
+            Settlement::Pass(NotStored::Unsolicited) if status == StatusCode::NOT_MODIFIED => {
+                self.fail(UpstreamError::Protocol);
+            }
             Settlement::Pass(reason) => self.pass(Response::from_parts(parts, body), reason),
         }
     }
@@ -187,7 +211,9 @@ impl Fetch {
             Framing::Delimited | Framing::Close => None,
         };
         let variant = share::variant_key(&self.ask, &head);
-        let fill = Arc::new(Fill::new(Arc::new(head), length, variant));
+        let mut received = parts.headers;
+        hop_by_hop::remove(&mut received);
+        let fill = Arc::new(Fill::new(Arc::new(head), received, length, variant));
         if length.is_some() {
             self.publish(News::Streaming(Arc::clone(&fill)));
         }
@@ -257,7 +283,7 @@ impl Fetch {
             return Box::pin(self.refetch()).await;
         };
         part.provenance = provenance;
-        let fill = Fill::new(Arc::new(part.clone()), None, self.ask.address.key);
+        let fill = Fill::new(Arc::new(part.clone()), HeaderMap::new(), None, self.ask.address.key);
         let Received::Whole(rest, _) = fill.receive(body, room, expected).await else {
             return self.fail(UpstreamError::Protocol);
         };
@@ -350,7 +376,7 @@ impl Fetch {
 }
 
 /// How the end of the content is known (RFC 9112 §6.3).
-fn framing(parts: &http::response::Parts, body: &ResponseBody) -> Framing {
+pub fn framing(parts: &http::response::Parts, body: &ResponseBody) -> Framing {
     if let Some(length) = http_body::Body::size_hint(body).exact() {
         return Framing::Length(length);
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 
@@ -81,6 +82,8 @@ pub enum News {
 pub struct Fill {
     /// Its head, as it will be stored; the body is empty.
     pub head: Arc<StoredResponse>,
+    /// The fields for the leader's own client, who also gets what is not stored with it.
+    pub received: HeaderMap,
     /// The body's length, where it is known before the end.
     pub length: Option<u64>,
     /// The key of the variant that the leader's request selected.
@@ -127,9 +130,9 @@ pub enum Bound {
 
 impl Fill {
     /// A body of which nothing has been received.
-    pub fn new(head: Arc<StoredResponse>, length: Option<u64>, variant: CacheKey) -> Self {
+    pub fn new(head: Arc<StoredResponse>, received: HeaderMap, length: Option<u64>, variant: CacheKey) -> Self {
         let state = State { chunks: Vec::new(), end: End::Open, waiting: Vec::new() };
-        Self { head, length, variant, state: Mutex::new(state) }
+        Self { head, received, length, variant, state: Mutex::new(state) }
     }
 
     /// Receives at the upstream's pace, within `bound_bytes` and the room. The chunk that completes a known length is

@@ -8,6 +8,7 @@ pub mod fill;
 mod forward;
 mod invalidate;
 mod pass;
+mod posted;
 pub mod reply;
 mod serve;
 mod share;

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use super::answer::{Answer, Content};
 use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
+use super::posted::Posted;
 use super::{Incomer, Proxy, forward, invalidate, serve};
 use crate::generation::Generation;
 use crate::key::BodyRule;
@@ -106,12 +107,13 @@ impl Proxy {
         answer
     }
 
-    async fn send(&self, passing: Passing, upstream: &Upstream, options: &CallOptions) -> Answer {
+    async fn send(self: &Arc<Self>, passing: Passing, upstream: &Upstream, options: &CallOptions) -> Answer {
         let Passing { generation, matched, target, sender, mut parts, content, bypass } = passing;
         let route = matched.as_ref().map(|(route, _)| &**route);
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
         let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        let request_time = self.shared.clock.now();
         let response = match upstream.fetch(self.worker.0, request, options).await {
             Ok(response) => response,
             Err(error) => return failed(error, trouble.seen(), bypass.why),
@@ -119,7 +121,11 @@ impl Proxy {
         invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response);
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return serve::passed(response, outcome, bypass.detail);
+            let posted = Posted { generation, matched, target, sender, parts, request_time, bypass };
+            return match posted.storable(self, response) {
+                Ok(storable) => storable.store(bypass.why).await,
+                Err(response) => serve::passed(*response, outcome, bypass.detail),
+            };
         }
         match upgrade {
             Some(client) => self.tunnel(client, response, outcome),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 use super::answer::{Answer, Content};
 use super::ask::Ask;
@@ -80,23 +80,7 @@ impl LookedUp {
     ) -> Answer {
         let fallback = stored.clone();
         let report = Fetch::start(Arc::clone(ask), stored, lease).await;
-        let Ok(Report { fetched, status, upstream }) = report else {
-            return stale_or_failed(ask, fallback.as_ref(), why, UpstreamError::Protocol);
-        };
-        let mut answer = match fetched {
-            Fetched::Fill(fill) => received(ask, fill, why).await,
-            Fetched::Stored(stored) => {
-                let revalidated = status == Some(StatusCode::NOT_MODIFIED);
-                let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
-                from_stored(ask, &stored, ask.now(), CacheStatus { outcome, detail: None })
-            }
-            Fetched::Stale(stored) => stale_on_error(ask, &stored),
-            Fetched::Pass(response, reason) => {
-                passed_to(ask, *response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
-            }
-            Fetched::Failed(error) => stale_or_failed(ask, fallback.as_ref(), why, error),
-        };
-        answer.upstream = Some(upstream);
+        let mut answer = reported(ask, report.ok(), fallback.as_ref(), why).await;
         answer.cache_status.detail = answer.cache_status.detail.or_else(|| self.detail());
         answer
     }
@@ -121,12 +105,34 @@ impl From<Use> for Option<Detail> {
     }
 }
 
+/// The answer from what a fetch brought; `fallback` is what is stored, should it have failed.
+pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<StoredResponse>>, why: Why) -> Answer {
+    let Some(Report { fetched, status, upstream }) = report else {
+        return stale_or_failed(ask, fallback, why, UpstreamError::Protocol);
+    };
+    let mut answer = match fetched {
+        Fetched::Fill(fill) => received(ask, fill, why).await,
+        Fetched::Stored(stored) => {
+            let revalidated = status == Some(StatusCode::NOT_MODIFIED);
+            let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
+            from_stored(ask, &stored, ask.now(), CacheStatus { outcome, detail: None })
+        }
+        Fetched::Stale(stored) => stale_on_error(ask, &stored),
+        Fetched::Pass(response, reason) => {
+            passed_to(ask, *response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
+        }
+        Fetched::Failed(error) => stale_or_failed(ask, fallback, why, error),
+    };
+    answer.upstream = Some(upstream);
+    answer
+}
+
 /// The answer that reads along with another request's fetch.
 pub fn stream(fill: Arc<Fill>, why: Why) -> Answer {
     let outcome =
         Outcome::Forward { why, fwd_status: Some(fill.head.status), stored: true, collapsed: true, revalidated: false };
     let content = Content::Fill(FillReader::follower(Arc::clone(&fill)));
-    streamed(&fill, content, CacheStatus { outcome, detail: None })
+    streamed(&fill, fill.head.fields.clone(), content, CacheStatus { outcome, detail: None })
 }
 
 /// The upstream failed: what is stored, where that may be used now, else the error.
@@ -179,13 +185,13 @@ async fn received(ask: &Ask, fill: Arc<Fill>, why: Why) -> Answer {
         return from_stored(ask, &stored, ask.now(), cache_status);
     }
     let content = Content::Fill(FillReader::leader(Arc::clone(&fill)));
-    streamed(&fill, content, cache_status)
+    streamed(&fill, fill.received.clone(), content, cache_status)
 }
 
-fn streamed(fill: &Fill, content: Content, cache_status: CacheStatus) -> Answer {
+fn streamed(fill: &Fill, fields: HeaderMap, content: Content, cache_status: CacheStatus) -> Answer {
     let mut head = Response::new(());
     *head.status_mut() = fill.head.status;
-    head.headers_mut().clone_from(&fill.head.fields);
+    *head.headers_mut() = fields;
     // What came aged goes on aged (RFC 9111 §5.1).
     if fill.head.freshness.initial_age >= Duration::from_secs(1) {
         head.headers_mut().insert(AGE, fill.head.freshness.initial_age.as_secs().into());

@@ -10,11 +10,12 @@ use super::ask::Ask;
 use super::fetch::Fetch;
 use super::fill::{Fill, News};
 use super::serve::LookedUp;
+use crate::clock::Timestamp;
 use crate::collapse::{Follower, Lease, Turn, Wait};
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
 use crate::policy::reuse::{Decision, Why, decide};
-use crate::store::Missing;
+use crate::store::{Lookup, Missing};
 use crate::stored::StoredResponse;
 use crate::upstream::UpstreamError;
 
@@ -25,6 +26,7 @@ const WAITS_MAX: u32 = 3;
 /// One request's part in sharing.
 pub struct Share {
     key: CacheKey,
+    arrived: Timestamp,
     deadline: Instant,
     waits: u32,
 }
@@ -44,17 +46,31 @@ pub enum Step {
 impl Share {
     /// One deadline bounds all its waiting.
     pub fn new(ask: &Ask) -> Self {
-        Self { key: ask.address.key, deadline: Instant::now() + ask.caching().collapse_wait, waits: 0 }
+        Self {
+            key: ask.address.key,
+            arrived: ask.now(),
+            deadline: Instant::now() + ask.caching().collapse_wait,
+            waits: 0,
+        }
     }
 
     /// Leads, follows, or goes alone.
     pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
         let is_uncacheable = matches!(looked_up.missing(), Some(Missing::Uncacheable));
-        if is_uncacheable || !ask.caching().collapse || !is_shareable(ask) || self.waits >= WAITS_MAX {
+        // What was fetched since this request came and still must be validated would be so again after each wait.
+        let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
+        let is_spent = is_uncacheable || is_unshareable || self.waits >= WAITS_MAX;
+        if is_spent || !ask.caching().collapse || !is_shareable(ask) {
             return Step::Fetch(None);
         }
         self.select(ask, stored, looked_up);
         match ask.proxy.shared.inflight.join(self.key) {
+            // A leader may have ended between the lookup and now.
+            Turn::Lead(lease) if is_stored_meanwhile(ask, stored) => {
+                drop(lease);
+                self.waits += 1;
+                Step::Again
+            }
             Turn::Lead(lease) => Step::Fetch(Some(lease)),
             Turn::Follow(follower) => self.follow(ask, follower).await,
         }
@@ -109,6 +125,15 @@ pub fn variant_key(ask: &Ask, stored: &StoredResponse) -> CacheKey {
     match &stored.selecting {
         SelectingFields::Names(names) if !names.is_empty() => ask.address.variant(&ask.parts.headers, names).key,
         SelectingFields::Names(_) | SelectingFields::Any => ask.address.key,
+    }
+}
+
+/// Whether this process holds another response than the lookup found.
+fn is_stored_meanwhile(ask: &Ask, stored: Option<&Arc<StoredResponse>>) -> bool {
+    let tags = ask.tags();
+    match ask.proxy.shared.store.get_local(&ask.store_query(&tags, ask.now())) {
+        Some(Lookup::Found(found)) => stored.is_none_or(|stored| stored.response_time < found.response.response_time),
+        Some(Lookup::Missing(_)) | None => false,
     }
 }
 

@@ -57,3 +57,20 @@ async fn the_routes_own_tags_are_purged_by_what_it_invalidates() {
     assert_eq!(get(&client, &proxy.url("/products/1")).await.body, "/products/1 1");
     assert_eq!(get(&client, &proxy.url("/products/2")).await.body, "/products/2 0");
 }
+
+#[tokio::test]
+async fn a_post_that_is_what_a_get_would_get_is_stored_for_gets() {
+    let origin = Origin::start(|seen| async move {
+        let fields = [("cache-control", "max-age=60"), ("content-location", "/a")];
+        reply(200, &fields, &format!("{} {}", seen.method, seen.nth))
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    get(&client, &proxy.url("/a")).await;
+    let posted = client.post(proxy.url("/a")).body("x").send().await.unwrap();
+    assert_eq!(posted.text().await.unwrap(), "POST 1");
+    assert_eq!(get(&client, &proxy.url("/a")).await.body, "POST 1");
+    let with_cookie = client.post(proxy.url("/a")).header("cookie", "id=1").body("x").send().await.unwrap();
+    assert_eq!(with_cookie.text().await.unwrap(), "POST 2");
+    assert_eq!(get(&client, &proxy.url("/a")).await.body, "GET 3", "an answer to a cookie is nobody else's");
+}
