@@ -102,12 +102,19 @@ impl Proxy {
             client_host: Some(passing.sender.host.clone()),
         };
         let begun = std::time::Instant::now();
-        let mut answer = self.send(passing, &upstream, &options).await;
+        let name = Arc::clone(name);
+        let mut answer = self.send(passing, name, &upstream, &options).await;
         answer.upstream = Some(begun.elapsed());
         answer
     }
 
-    async fn send(self: &Arc<Self>, passing: Passing, upstream: &Upstream, options: &CallOptions) -> Answer {
+    async fn send(
+        self: &Arc<Self>,
+        passing: Passing,
+        name: Arc<str>,
+        upstream: &Upstream,
+        options: &CallOptions,
+    ) -> Answer {
         let Passing { generation, matched, target, sender, mut parts, content, bypass } = passing;
         let route = matched.as_ref().map(|(route, _)| &**route);
         let upgrade = take_upgrade(route, &mut parts);
@@ -121,7 +128,7 @@ impl Proxy {
         invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response);
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let posted = Posted { generation, matched, target, sender, parts, request_time, bypass };
+            let posted = Posted { generation, upstream: name, target, sender, parts, request_time };
             return match posted.storable(self, response) {
                 Ok(storable) => storable.store(bypass.why).await,
                 Err(response) => serve::passed(*response, outcome, bypass.detail),

@@ -7,15 +7,15 @@ use http::request::Parts;
 use http::{Method, Response};
 
 use super::answer::Answer;
-use super::ask::{self, Ask, Bypass, Sender};
+use super::ask::{self, Ask, Sender};
 use super::fetch::{self, Fetch};
 use super::{Proxy, serve};
 use crate::clock::Timestamp;
 use crate::generation::Generation;
 use crate::policy::reuse::Why;
-use crate::policy::settle::{self, Exchange};
+use crate::policy::settle::{self, Exchange, Framing};
 use crate::policy::validate::Conditional;
-use crate::route::{Params, Route};
+use crate::route::Caching;
 use crate::stored::StoredResponse;
 use crate::target::Target;
 use crate::upstream::ResponseBody;
@@ -24,8 +24,8 @@ use crate::upstream::ResponseBody;
 pub struct Posted {
     /// The configuration it saw.
     pub generation: Arc<Generation>,
-    /// Its route, with the parameters.
-    pub matched: Option<(Arc<Route>, Params)>,
+    /// The upstream that answered it.
+    pub upstream: Arc<str>,
     /// Its target.
     pub target: Target,
     /// Who sent it.
@@ -34,8 +34,6 @@ pub struct Posted {
     pub parts: Parts,
     /// When it was sent on.
     pub request_time: Timestamp,
-    /// Why it passed the cache by.
-    pub bypass: Bypass,
 }
 
 /// A response to POST on its way into the store.
@@ -54,24 +52,56 @@ impl Posted {
     ) -> Result<Storable, Box<Response<ResponseBody>>> {
         let (parts, body) = response.into_parts();
         let framing = fetch::framing(&parts, &body);
-        let ask = self.head(proxy, &parts, framing).and_then(|head| Some((self.ask(proxy)?, head)));
+        let found = (self.parts.method == Method::POST).then(|| self.get(proxy, &parts, framing)).flatten();
         let response = Response::from_parts(parts, body);
-        match ask {
+        match found {
             Some((ask, head)) => Ok(Storable { ask, head, response }),
             None => Err(Box::new(response)),
         }
     }
 
+    /// The GET that the response answers, and the head to store; none where that GET would go elsewhere or pass the
+    /// cache by.
+    fn get(
+        self,
+        proxy: &Arc<Proxy>,
+        response: &http::response::Parts,
+        framing: Framing,
+    ) -> Option<(Ask, Box<StoredResponse>)> {
+        let generation = Arc::clone(&self.generation);
+        let matched = generation.routes.find(&self.target, &Method::GET)?;
+        let caching = matched.route.caching.as_ref()?;
+        let head = self.head(proxy, caching, response, framing)?;
+        let mut parts = self.parts;
+        parts.method = Method::GET;
+        let passes = ask::bypass_reason(matched.route, caching, &parts, false).is_some();
+        if passes || matched.route.upstream != self.upstream {
+            return None;
+        }
+        let address = caching.key.address(&Method::GET, &self.target, &parts.headers, b"").ok()?;
+        let ask = Ask {
+            proxy: Arc::clone(proxy),
+            counters: Arc::clone(&generation.counters[matched.index]),
+            route: Arc::clone(matched.route),
+            query: caching.key.query(self.target.query()),
+            params: matched.params,
+            target: self.target,
+            parts,
+            content: Bytes::new(),
+            address,
+            sender: self.sender,
+            generation: self.generation,
+        };
+        Some((ask, head))
+    }
+
     fn head(
         &self,
         proxy: &Proxy,
+        caching: &Caching,
         response: &http::response::Parts,
-        framing: settle::Framing,
+        framing: Framing,
     ) -> Option<Box<StoredResponse>> {
-        if self.parts.method != Method::POST || self.bypass.why != Why::Method {
-            return None;
-        }
-        let caching = self.matched.as_ref()?.0.caching.as_ref()?;
         let exchange = Exchange {
             request: &self.parts,
             conditional: Conditional::Plain,
@@ -82,33 +112,6 @@ impl Posted {
             jitter: fastrand::f64(),
         };
         settle::storable_for_get(&exchange, &self.target.to_uri()?, &caching.rules)
-    }
-
-    /// The GET that the response answers; none where that would pass the cache by.
-    fn ask(&self, proxy: &Arc<Proxy>) -> Option<Ask> {
-        let (route, params) = self.matched.clone()?;
-        let caching = route.caching.as_ref()?;
-        let mut parts = self.parts.clone();
-        parts.method = Method::GET;
-        let get = self.generation.routes.find(&self.target, &Method::GET)?;
-        if !Arc::ptr_eq(get.route, &route) || ask::bypass_reason(&route, caching, &parts, false).is_some() {
-            return None;
-        }
-        let address = caching.key.address(&Method::GET, &self.target, &parts.headers, b"").ok()?;
-        let query = caching.key.query(self.target.query());
-        Some(Ask {
-            proxy: Arc::clone(proxy),
-            counters: Arc::clone(&self.generation.counters[get.index]),
-            generation: Arc::clone(&self.generation),
-            route,
-            params,
-            target: self.target.clone(),
-            query,
-            parts,
-            content: Bytes::new(),
-            address,
-            sender: self.sender.clone(),
-        })
     }
 }
 
