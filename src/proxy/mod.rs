@@ -99,7 +99,10 @@ impl Proxy {
     async fn answer(self: &Arc<Self>, matched: Option<Match<'_>>, incomer: Incomer) -> Answer {
         let because = |detail| Bypass { why: Why::Bypass, detail: Some(detail) };
         let Some(matched) = matched else {
-            return self.pass(Passing::new(incomer, None, because(Detail::NoRoute))).await;
+            let is_other_method = incomer.generation.routes.caches(&incomer.target);
+            let other_method = Bypass { why: Why::Method, detail: None };
+            let bypass = if is_other_method { other_method } else { because(Detail::NoRoute) };
+            return self.pass(Passing::new(incomer, None, bypass)).await;
         };
         let Some(caching) = &matched.route.caching else {
             return self.pass(Passing::new(incomer, Some(matched), because(Detail::CacheOff))).await;

@@ -35,6 +35,8 @@ pub(super) async fn follow(tier: Arc<RedisTier>) {
                     FIRST_RETRY
                 }
             }
+            // The lane is being attached; that says nothing of Redis.
+            Err(_) if tier.lanes[tier.control()].client().is_none() => FIRST_RETRY,
             Err(error) => {
                 tier.reports.down(&error.to_string());
                 RETRY
