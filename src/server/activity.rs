@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use crate::config::Limits;
 
+/// Bytes that HTTP/2 writes of its own accord while nothing is asked: a PING and a SETTINGS acknowledgement.
+const CONTROL_FRAMES: usize = 64;
+
 /// What a connection is waiting for. Written by the socket and the service, read when its timer fires.
 #[derive(Debug)]
 pub struct Activity {
     accepted: Instant,
     /// Requests whose answers have not ended.
     requests: AtomicUsize,
-    /// When the last answer ended.
+    /// When the last answer ended, or its last bytes left.
     idle_since: Since,
     /// When the first byte of a request head came; HTTP/1 only, whose bytes between requests are nothing else.
     head_since: Since,
@@ -97,9 +100,23 @@ impl Activity {
         }
     }
 
-    /// The socket took something.
-    pub fn write_progressed(&self) {
+    /// The socket took some bytes. An answer may leave long after hyper has read its content: HTTP/2 holds what the
+    /// client's windows have no room for. So what is more than a frame of control counts as activity.
+    pub fn write_progressed(&self, bytes: usize) {
         self.blocked_since.clear();
+        if bytes > CONTROL_FRAMES && self.requests.load(Relaxed) == 0 {
+            self.idle_since.set(self.accepted.elapsed());
+        }
+    }
+
+    /// Whether no request is being answered or has begun to come, and nothing has left, for some time.
+    pub fn is_idle_for(&self, span: Duration) -> bool {
+        self.was_idle_for(span, self.accepted.elapsed())
+    }
+
+    fn was_idle_for(&self, span: Duration, elapsed: Duration) -> bool {
+        let is_quiet = self.requests.load(Relaxed) == 0 && !self.head_since.is_set() && !self.blocked_since.is_set();
+        is_quiet && self.idle_since.ago(elapsed).is_some_and(|ago| ago >= span)
     }
 
     /// How often to check: a head that begins between two checks is found soon enough.
@@ -124,7 +141,7 @@ impl Activity {
         if has_lasted(&self.head_since, limits.header_timeout) {
             return Timer::Stalled;
         }
-        if !self.head_since.is_set() && has_lasted(&self.idle_since, limits.idle_timeout) {
+        if self.was_idle_for(limits.idle_timeout, elapsed) {
             return Timer::Idle;
         }
         Timer::Again(soon)
@@ -195,7 +212,9 @@ mod tests {
         activity.received(b"GET / HTTP/1.1\r\n\r\n");
         let request = activity.begin();
         check(&activity, 3600, AGAIN);
+        assert!(!activity.is_idle_for(Duration::ZERO));
         drop(request);
+        assert!(activity.is_idle_for(Duration::ZERO));
         check(&activity, 59, AGAIN);
         check(&activity, 61, Timer::Idle);
     }
@@ -207,7 +226,7 @@ mod tests {
         activity.write_blocked();
         check(&activity, 59, AGAIN);
         check(&activity, 61, Timer::Stalled);
-        activity.write_progressed();
+        activity.write_progressed(1);
         check(&activity, 61, AGAIN);
     }
 }

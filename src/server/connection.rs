@@ -27,6 +27,8 @@ const RESET_STREAMS_MAX: usize = 64;
 /// How often, and how patiently, an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an HTTP/2 client without a request has to acknowledge that its connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// The least that hyper takes for its read buffer.
 const BUFFER_MIN: usize = 8 << 10;
 
@@ -91,16 +93,17 @@ where
             result = hyper.as_mut() => return result.map_err(|error| error.to_string()),
             () = worker.drain.begun(), if !is_ending => {
                 is_ending = true;
+                pause = FAREWELL;
                 hyper.as_mut().graceful_shutdown();
             }
             () = tokio::time::sleep(pause) => match activity.check(&limits()) {
-                Timer::Again(next) => pause = next,
+                // An HTTP/2 client that does not answer the good-bye is left.
+                _ if is_ending && activity.is_idle_for(FAREWELL) => return Ok(()),
+                Timer::Again(next) => pause = if is_ending { FAREWELL } else { next },
                 Timer::Stalled => return Err("the client stalled".to_owned()),
-                // HTTP/2 says good-bye; a client that does not answer that either is left.
-                Timer::Idle if is_ending => return Ok(()),
                 Timer::Idle => {
                     is_ending = true;
-                    pause = PING_TIMEOUT;
+                    pause = FAREWELL;
                     hyper.as_mut().graceful_shutdown();
                 }
             },

@@ -63,11 +63,11 @@ impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
     }
 
     /// Notes whether the client takes what is written.
-    fn note<T>(&self, polled: &Poll<T>) {
-        if polled.is_pending() {
-            self.activity.write_blocked();
-        } else {
-            self.activity.write_progressed();
+    fn note(&self, polled: &Poll<io::Result<usize>>) {
+        match polled {
+            Poll::Pending => self.activity.write_blocked(),
+            Poll::Ready(Ok(bytes)) => self.activity.write_progressed(*bytes),
+            Poll::Ready(Err(_)) => {}
         }
     }
 }

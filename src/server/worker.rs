@@ -15,6 +15,9 @@ use crate::proxy::Proxy;
 use crate::store::WorkerId;
 use crate::telemetry::events::Event;
 
+/// How long a Redis that is down may take to come back for the last writes.
+const REDIS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a worker's connections share.
 pub struct Worker {
     /// Its view of the proxy.
@@ -56,6 +59,18 @@ impl Worker {
                 break;
             }
         }
-        shared.store.flush(self.drain.left()).await;
+        self.flush_store().await;
+    }
+
+    /// Waits for what is to be written to Redis; for a Redis that is down, only [`REDIS_PATIENCE`].
+    async fn flush_store(&self) {
+        let store = &self.shared().store;
+        loop {
+            store.flush(self.drain.left().min(REDIS_PATIENCE)).await;
+            let awaits_more = store.stats().redis.is_some_and(|redis| redis.pending_writes > 0 && redis.state == "up");
+            if !awaits_more || self.drain.left().is_zero() {
+                return;
+            }
+        }
     }
 }
