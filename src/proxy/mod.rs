@@ -76,9 +76,14 @@ impl Proxy {
         Arc::new(Self { shared, worker })
     }
 
-    /// Answers a request, whose normalised target the server has left among its extensions. Never fails.
-    pub async fn handle(self: &Arc<Self>, connection: &Connection, request: Request<Incoming>) -> Response<Body> {
-        let generation = self.shared.generation.load_full();
+    /// Answers a request, whose normalised target the server has left among its extensions, by the configuration that
+    /// the server checked it with. Never fails.
+    pub async fn handle(
+        self: &Arc<Self>,
+        connection: &Connection,
+        generation: Arc<Generation>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let (mut parts, content) = request.into_parts();
         let Some(target) = parts.extensions.remove::<Target>() else {
             return answer::unrecorded(StatusCode::BAD_REQUEST);

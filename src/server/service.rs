@@ -55,7 +55,7 @@ impl Service {
 
     async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let shared = &self.proxy.shared;
-        let generation = shared.generation.load();
+        let generation = shared.generation.load_full();
         let checked = request::check(&request, self.connection.scheme, &generation.server);
         let target = match checked {
             Ok(request::Accepted::Proxied(target)) => target,
@@ -65,10 +65,9 @@ impl Service {
         if self.asks_for_stats(&request, &target, &generation) {
             return stats_page(shared);
         }
-        drop(generation);
         join_cookies(request.headers_mut());
         request.extensions_mut().insert(target);
-        self.proxy.handle(&self.connection, request).await
+        self.proxy.handle(&self.connection, generation, request).await
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {
