@@ -68,15 +68,24 @@ pub struct ClientBody {
     rest: Incoming,
     left: u64,
     idle: Duration,
-    timer: Pin<Box<Sleep>>,
+    /// Made when first waited for: most requests have no content.
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
     trouble: Trouble,
 }
 
 impl ClientBody {
     /// Content of at most `bytes_max`, with at most `idle` between its bytes.
     pub fn new(content: Incoming, bytes_max: u64, idle: Duration) -> Self {
-        let timer = Box::pin(tokio::time::sleep(idle));
-        Self { read: None, rest: content, left: bytes_max, idle, timer, trouble: Trouble::default() }
+        Self {
+            read: None,
+            rest: content,
+            left: bytes_max,
+            idle,
+            timer: None,
+            waiting: false,
+            trouble: Trouble::default(),
+        }
     }
 
     /// Where trouble will be seen.
@@ -117,7 +126,7 @@ impl ClientBody {
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
         match Pin::new(&mut self.rest).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.timer.as_mut().reset(Instant::now() + self.idle);
+                self.waiting = false;
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 let Some(left) = self.left.checked_sub(bytes) else {
                     return Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::TooLarge))));
@@ -127,11 +136,21 @@ impl ClientBody {
             }
             Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::Broken)))),
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => match self.timer.as_mut().poll(context) {
+            Poll::Pending => match self.poll_timer(context) {
                 Poll::Ready(()) => Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::Idle)))),
                 Poll::Pending => Poll::Pending,
             },
         }
+    }
+
+    /// Counts from when the wait began: while the upstream takes nothing, the client cannot be called idle.
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let until = Instant::now() + self.idle;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if !std::mem::replace(&mut self.waiting, true) {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(context)
     }
 }
 

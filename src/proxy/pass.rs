@@ -141,7 +141,7 @@ impl Proxy {
         }
     }
 
-    /// Joins client and upstream once both have switched protocols; drain waits for neither.
+    /// Joins client and upstream once both have switched protocols; drain waits for the tunnel within its time.
     fn tunnel(&self, client: OnUpgrade, mut response: Response<ResponseBody>, outcome: Outcome) -> Answer {
         let upstream = hyper::upgrade::on(&mut response);
         self.shared.tunnels.spawn(async move {
