@@ -27,6 +27,8 @@ pub enum Fetched {
     Fill(Arc<Fill>),
     /// The stored response, freshened or completed.
     Stored(Arc<StoredResponse>),
+    /// What was stored, validated, but no longer to be stored.
+    Once(Arc<StoredResponse>, NotStored),
     /// The upstream answered with an error, and the stored response may be used.
     Stale(Arc<StoredResponse>),
     /// A response that is not stored.
@@ -148,7 +150,7 @@ impl Fetch {
         match settlement {
             Settlement::Store(head) => self.store(*head, framing, parts, body).await,
             Settlement::Freshen(freshened) => self.freshen(&freshened, status),
-            Settlement::FreshenOnce(freshened, _) => self.serve_once(freshened, status),
+            Settlement::FreshenOnce(freshened, reason) => self.serve_once(freshened, reason, status),
             Settlement::Combine(part) => self.combine(*part, stored, status, body).await,
             Settlement::UseStale(stale) => {
                 self.publish(News::NotShared);
@@ -308,10 +310,10 @@ impl Fetch {
     }
 
     /// The updated fields forbid to store what was validated.
-    fn serve_once(&mut self, freshened: Arc<StoredResponse>, status: StatusCode) {
+    fn serve_once(&mut self, freshened: Arc<StoredResponse>, reason: NotStored, status: StatusCode) {
         self.forget();
         self.publish(News::NotShared);
-        self.report(Fetched::Stored(freshened), Some(status));
+        self.report(Fetched::Once(freshened, reason), Some(status));
     }
 
     fn forget(&self) {

@@ -117,6 +117,10 @@ pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<S
             let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
             from_stored(ask, &stored, ask.now(), CacheStatus { outcome, detail: None })
         }
+        Fetched::Once(stored, reason) => {
+            let detail = Some(Detail::NotStored(reason));
+            from_stored(ask, &stored, ask.now(), CacheStatus { outcome: forwarded(why, status, false), detail })
+        }
         Fetched::Stale(stored) => stale_on_error(ask, &stored),
         Fetched::Pass(response, reason) => {
             passed_to(ask, *response, forwarded(why, status, false), Some(Detail::NotStored(reason)))
