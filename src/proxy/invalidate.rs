@@ -1,5 +1,7 @@
 //! What an unsafe request makes invalid, done before its answer leaves (RFC 9111 §4.4).
 
+use std::time::Duration;
+
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, Uri};
 
@@ -14,9 +16,12 @@ use crate::store::ledger::PurgeKind;
 use crate::target::Target;
 use crate::telemetry::events::Event;
 
+/// How long the answer to an unsafe request waits for Redis to record what it invalidates.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
+
 /// Invalidates what the response to an unsafe request says has changed: its own target, `Location` and
 /// `Content-Location` of the same origin, the route's `invalidates`, and `Cache-Group-Invalidation` (RFC 9875 §3).
-pub fn after<B>(
+pub async fn after<B: Sync>(
     proxy: &Proxy,
     generation: &Generation,
     matched: Option<&(std::sync::Arc<Route>, Params)>,
@@ -43,8 +48,9 @@ pub fn after<B>(
     if tags.is_empty() {
         return;
     }
-    let number = proxy.shared.store.purge(&tags, PurgeKind::Hard, proxy.shared.clock.now());
-    proxy.shared.telemetry.emit(&Event::Purged { tags: tags.len(), number: number.0, cause: "unsafe request" });
+    let now = proxy.shared.clock.now();
+    let purged = proxy.shared.store.purge(&tags, PurgeKind::Hard, now, ACKNOWLEDGED_WITHIN).await;
+    proxy.shared.telemetry.emit(&Event::Purged { tags: tags.len(), number: purged.number.0, cause: "unsafe request" });
 }
 
 /// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.

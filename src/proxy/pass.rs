@@ -125,7 +125,7 @@ impl Proxy {
             Ok(response) => response,
             Err(error) => return failed(error, trouble.seen(), bypass.why),
         };
-        invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response);
+        invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response).await;
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let posted = Posted { generation, upstream: name, target, sender, parts, request_time };

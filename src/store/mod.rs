@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
+use tokio::sync::mpsc;
 
 use crate::clock::Timestamp;
 use crate::fields::vary::SelectingFields;
@@ -109,6 +111,16 @@ pub enum Put {
     TooManyVariants,
     /// Neither tier has room: too large for both, or too many writes wait for Redis.
     NoRoom,
+}
+
+/// What became of a purge. It is obeyed in this process, whatever Redis says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// Its number in the ledger.
+    pub number: PurgeNumber,
+    /// Whether Redis recorded it, and so every process will obey it; else why not, for people. Without Redis there is
+    /// nobody else to obey.
+    pub acknowledged: Result<(), String>,
 }
 
 /// The bounds of one `put`.
@@ -223,9 +235,18 @@ impl Store {
         self.ledger.synced()
     }
 
-    /// Purges by tags: all that was stored under them, or is being fetched now, is dead (hard) or to be validated (soft).
-    pub fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp) -> PurgeNumber {
-        self.ledger.purge(tags, kind, now)
+    /// Purges by tags: all that was stored under them, or is being fetched now, is dead (hard) or to be validated
+    /// (soft). Obeyed here before it returns the first time; `within` bounds the wait for Redis to record it, which
+    /// makes it known to every other process.
+    #[allow(clippy::unused_async, reason = "the ledger's place in Redis is asked here")]
+    pub async fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp, _within: Duration) -> Purged {
+        Purged { number: self.ledger.purge(tags, kind, now), acknowledged: Ok(()) }
+    }
+
+    /// The purge orders that the backend publishes in Redis, as it wrote them (at most once; to be parsed). Taken once;
+    /// none without Redis.
+    pub fn take_orders(&self) -> Option<mpsc::Receiver<Bytes>> {
+        None
     }
 
     /// Whether something fetched since `synced_to` under these tags has been purged meanwhile.

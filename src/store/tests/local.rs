@@ -92,8 +92,8 @@ fn ignored_fields_do_not_select() {
     assert_eq!(outcome(&found), Ok(("either", Tier::Memory, false)));
 }
 
-#[test]
-fn a_purge_of_any_tag_kills_what_was_stored_or_fetched_before() {
+#[tokio::test]
+async fn a_purge_of_any_tag_kills_what_was_stored_or_fetched_before() {
     let world = world();
     let ask = ask("/shop/a", &[]);
     let prefix = Tag::prefixes(&ask.target).next().unwrap();
@@ -101,10 +101,10 @@ fn a_purge_of_any_tag_kills_what_was_stored_or_fetched_before() {
     for tag in tags {
         world.put(&ask, world.response(&[], "before"));
         let late = world.response(&[], "a fill that began before");
-        world.purge(Tag::Surrogate("product:2".into()), PurgeKind::Hard);
+        world.purge(Tag::Surrogate("product:2".into()), PurgeKind::Hard).await;
         check(&world, &ask, Ok("before"));
         assert!(!world.store.is_purged(&late.provenance, &world.tags(&ask)));
-        world.purge(tag.clone(), PurgeKind::Hard);
+        world.purge(tag.clone(), PurgeKind::Hard).await;
         check(&world, &ask, Err(Missing::Purged));
         assert!(world.store.is_purged(&late.provenance, &world.tags(&ask)), "{tag:?}");
         world.put(&ask, late);
@@ -114,12 +114,12 @@ fn a_purge_of_any_tag_kills_what_was_stored_or_fetched_before() {
     }
 }
 
-#[test]
-fn what_is_softly_purged_is_found_to_be_validated() {
+#[tokio::test]
+async fn what_is_softly_purged_is_found_to_be_validated() {
     let world = world();
     let ask = ask("/a", &[]);
     world.put(&ask, world.response(&[], "a"));
-    world.purge(Tag::All, PurgeKind::Soft);
+    world.purge(Tag::All, PurgeKind::Soft).await;
     assert_eq!(outcome(&world.local(&ask)), Ok(("a", Tier::Memory, true)));
     assert_eq!(outcome(&world.local(&ask)), Ok(("a", Tier::Memory, true)));
 }

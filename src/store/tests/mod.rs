@@ -66,8 +66,9 @@ impl World {
         self.with(ask, &[], |query| self.store.remove(WORKER, query));
     }
 
-    fn purge(&self, tag: Tag, kind: ledger::PurgeKind) {
-        self.store.purge(&[tag], kind, self.now);
+    async fn purge(&self, tag: Tag, kind: ledger::PurgeKind) {
+        let purged = self.store.purge(&[tag], kind, self.now, Duration::from_secs(5)).await;
+        assert_eq!(purged.acknowledged, Ok(()));
     }
 
     fn with<T>(&self, ask: &Ask, vary_ignore: &[HeaderName], run: impl FnOnce(&Query<'_>) -> T) -> T {

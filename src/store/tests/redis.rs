@@ -204,9 +204,9 @@ async fn the_purge_ledger_rules_what_redis_holds() {
     let ask = ask("/a", &[]);
     world.put(&ask, world.response(&[], "a"));
     flush(&world).await;
-    world.purge(Tag::url(&ask.target), PurgeKind::Soft);
+    world.purge(Tag::url(&ask.target), PurgeKind::Soft).await;
     assert_eq!(outcome(&world.get(&ask).await), Ok(("a", Tier::Redis, true)));
-    world.purge(Tag::url(&ask.target), PurgeKind::Hard);
+    world.purge(Tag::url(&ask.target), PurgeKind::Hard).await;
     check(&world, &ask, Err(Missing::Purged)).await;
     world.put(&ask, world.response(&[], "b"));
     flush(&world).await;
