@@ -88,7 +88,7 @@ impl Shared {
     /// Everything, with `config` as the first generation.
     pub fn new(config: Config, clock: Clock, telemetry: Arc<Telemetry>) -> Result<Self, Vec<Conflict>> {
         let workers = config.server.threads;
-        let store = Store::new(&config.store, workers, Arc::clone(&telemetry));
+        let store = Store::new(&config.store, workers, clock.clone(), Arc::clone(&telemetry));
         let filling = Arc::new(Filling::new(config.max_filling));
         let started_at = clock.now();
         let first = Generation::new(config, None, workers, &telemetry, started_at)?;

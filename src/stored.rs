@@ -55,6 +55,8 @@ pub struct Provenance {
     pub synced_to: PurgeNumber,
     /// The ledger's epoch then.
     pub epoch: Epoch,
+    /// The last purge asked for in this process then, by its own count. Not written: it means nothing elsewhere.
+    pub own: u64,
     /// The origin's tags.
     pub tags: Box<[Box<str>]>,
 }

@@ -52,6 +52,8 @@ fn config(root: &Reader<'_>) -> Option<Config> {
     let log = server::log(&section(root, "log"));
     let memory_reader = section(root, "memory");
     let memory = store::memory(&memory_reader, root.has("redis"));
+    let purge_reader = section(root, "purge");
+    let purge_slots = store::purge(&purge_reader);
     let redis_reader = root.has("redis").then(|| section(root, "redis"));
     let redis = redis_reader.as_ref().and_then(store::redis);
     let upstreams: Vec<UpstreamConfig> =
@@ -70,9 +72,16 @@ fn config(root: &Reader<'_>) -> Option<Config> {
         ("server.threads", fingerprint(&[server_reader.setting("threads").as_bytes()])),
         ("admin", fingerprint(&[admin_settings.as_bytes(), token.as_bytes()])),
         ("memory", fingerprint(&[memory_reader.settings().as_bytes()])),
+        ("purge", fingerprint(&[purge_reader.settings().as_bytes()])),
         ("redis", fingerprint(&[redis_settings.as_bytes(), &material.unwrap_or_default()])),
     ];
-    let store = StoreConfig { memory_max_size: memory.max_size, memory_max_object: memory.max_object, redis };
+    let store = StoreConfig {
+        memory_max_size: memory.max_size,
+        memory_max_object: memory.max_object,
+        unsynced_residence: memory.unsynced_residence,
+        purge_slots,
+        redis,
+    };
     let config =
         Config { server: server.config, admin, log, store, max_filling: memory.max_filling, upstreams, routes, fixed };
     Some(config)

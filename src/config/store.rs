@@ -1,5 +1,8 @@
 //! `[memory]` and `[redis]`: the bounds of the tiers and how Redis is reached.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use super::reader::Reader;
 use super::server::secret;
 use super::{tls, units};
@@ -13,7 +16,16 @@ pub(super) struct Memory {
     pub(super) max_size: u64,
     pub(super) max_object: u64,
     pub(super) max_filling: u64,
+    pub(super) unsynced_residence: Duration,
 }
+
+/// The default of `unsynced_residence`.
+const RESIDENCE: Duration = Duration::from_secs(5);
+/// Two polls of the ledger: with less, what is followed well would not be believed.
+const RESIDENCE_MIN: Duration = Duration::from_secs(2);
+/// The default of `purge.slots`, and its bounds.
+const SLOTS: u32 = 1 << 20;
+const SLOTS_RANGE: RangeInclusive<u32> = 1 << 10..=1 << 24;
 
 /// Reads `[memory]`. Without Redis no body is bounded here but by its route.
 pub(super) fn memory(reader: &Reader<'_>, with_redis: bool) -> Memory {
@@ -21,8 +33,25 @@ pub(super) fn memory(reader: &Reader<'_>, with_redis: bool) -> Memory {
     let unbounded = !with_redis && !reader.has("max_object");
     let max_object = reader.size("max_object", "1 MiB");
     let max_filling = reader.size("max_filling", "64 MiB");
+    let residence = reader.optional("unsynced_residence", Some("\"5s\"".to_owned()), |it| {
+        let duration = it.text().and_then(units::duration).ok_or_else(|| units::DURATION.to_owned())?;
+        let long_enough = (duration >= RESIDENCE_MIN).then_some(duration);
+        long_enough.ok_or_else(|| "is too short; expected at least \"2s\"".to_owned())
+    });
     reader.finish();
-    Memory { max_size, max_object: if unbounded { u64::MAX } else { max_object }, max_filling }
+    let max_object = if unbounded { u64::MAX } else { max_object };
+    Memory { max_size, max_object, max_filling, unsynced_residence: residence.unwrap_or(RESIDENCE) }
+}
+
+/// Reads `[purge]`: the slots of one of the ledger's arrays.
+pub(super) fn purge(reader: &Reader<'_>) -> u32 {
+    let slots = reader.optional("slots", Some(SLOTS.to_string()), |it| {
+        let number = it.value.as_integer().and_then(|integer| integer.as_str().replace('_', "").parse::<u32>().ok());
+        let fitting = number.filter(|number| number.is_power_of_two() && SLOTS_RANGE.contains(number));
+        fitting.ok_or_else(|| "is not a number of slots; expected a power of two from 1024 to 16777216".to_owned())
+    });
+    reader.finish();
+    slots.unwrap_or(SLOTS)
 }
 
 /// Reads `[redis]`, and what of it a fingerprint must cover that the file only names; none where its URL is no good.

@@ -15,8 +15,9 @@ use crate::collapse::Lease;
 use crate::fields::{hop_by_hop, surrogate};
 use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
+use crate::store::ledger::Synced;
 use crate::store::{Put, PutLimits};
-use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
+use crate::stored::{Provenance, StoredResponse};
 use crate::telemetry::events::Event;
 use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 
@@ -54,7 +55,7 @@ pub struct Fetch {
     stored: Option<Arc<StoredResponse>>,
     lease: Option<Lease<News>>,
     /// The ledger, before the upstream is contacted.
-    synced: (PurgeNumber, Epoch),
+    synced: Synced,
     begun: Instant,
     /// Whether this is the second, unconditional try.
     refetched: bool,
@@ -255,8 +256,8 @@ impl Fetch {
     fn provenance(&self, head: &StoredResponse) -> Result<Provenance, NotStored> {
         let origin = format!("{}://{}", self.ask.target.scheme.as_str(), self.ask.target.authority);
         let tags = surrogate::tags(&head.fields, &origin).map_err(|_| NotStored::TooManyTags)?;
-        let (synced_to, epoch) = self.synced;
-        Ok(Provenance { synced_to, epoch, tags })
+        let Synced { to, epoch, own } = self.synced;
+        Ok(Provenance { synced_to: to, epoch, own, tags })
     }
 
     fn freshen(&mut self, freshened: &Arc<StoredResponse>, status: StatusCode) {

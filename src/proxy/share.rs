@@ -105,7 +105,7 @@ impl Share {
         }
         let head = Some(Arc::clone(&fill.head));
         let decision = decide(&ask.parts, head, false, Why::UriMiss, &ask.caching().rules, ask.now());
-        let is_purged = ask.proxy.shared.store.is_purged(&fill.head.provenance, &ask.tags());
+        let is_purged = ask.proxy.shared.store.is_purged(&fill.head, &ask.tags(), ask.now());
         if matches!(decision, Decision::Serve(..)) && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
     }
 }

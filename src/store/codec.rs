@@ -115,7 +115,7 @@ impl Detached {
     }
 }
 
-/// The record of a stored response, under the epoch given. With `detached`, its body is left out.
+/// The record of a stored response, under the epoch that other processes know it by. With `detached`, its body is left out.
 pub fn encode_response(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
     let response = &held.response;
     let kind = if detached.is_some() { Kind::ResponseDetached } else { Kind::Response };
@@ -312,6 +312,7 @@ fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes),
     let freshness = read_freshness(input)?;
     let part = read_part(input)?;
     let provenance = Provenance {
+        own: 0,
         synced_to: PurgeNumber(input.u64()?),
         epoch: Epoch(input.u64()?),
         tags: (0..input.count()?).map(|_| input.text().map(Box::from)).collect::<Result<_, _>>()?,
@@ -376,6 +377,7 @@ mod tests {
             selecting: SelectingFields::Names(Box::new([HeaderName::from_static("accept-language")])),
             part: None,
             provenance: Provenance {
+                own: 0,
                 synced_to: PurgeNumber(42),
                 epoch: Epoch(7),
                 tags: Box::new(["product:1".into(), "group:ünï".into()]),

@@ -130,10 +130,15 @@ impl Store {
         matches!(waiting, Some(Waiting::Unlink))
     }
 
+    fn verdict(&self, held: &Held, query: &Query<'_>) -> Verdict {
+        let response = &held.response;
+        self.ledger.judge(&response.provenance, response.request_time, &held.checked, query.tags, query.now)
+    }
+
     /// Holds a response against the ledger; what it shows dead is forgotten.
     fn judge(&self, slot: Slot, key: &CacheKey, query: &Query<'_>) -> Result<Found, Missing> {
         let Slot::Response(held) = &slot else { return Err(Missing::Key) };
-        match self.ledger.judge(&held.response.provenance, &held.checked, query.tags) {
+        match self.verdict(held, query) {
             Verdict::Valid => Ok(found(held, Tier::Memory, false)),
             Verdict::MustValidate => Ok(found(held, Tier::Memory, true)),
             Verdict::Dead => {
@@ -155,13 +160,15 @@ impl Store {
         if response.provenance.synced_to.0 > latest || query.now > response.useless_after() {
             return Err(Missing::Purged);
         }
-        self.ledger.observe(response.provenance.synced_to);
+        if !self.ledger.has_reached(response.provenance.synced_to) {
+            return Err(Missing::Unavailable);
+        }
         let into_memory = self.memory.admits_body(response.body.len());
         if into_memory {
             response.body = Bytes::copy_from_slice(&response.body);
         }
         let held = Arc::new(Held::new(address, Arc::from(response)));
-        let must_validate = match self.ledger.judge(&held.response.provenance, &held.checked, query.tags) {
+        let must_validate = match self.verdict(&held, query) {
             Verdict::Valid => false,
             Verdict::MustValidate => true,
             Verdict::Dead => return Err(Missing::Purged),

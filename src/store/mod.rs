@@ -16,13 +16,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use tokio::sync::mpsc;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::fields::vary::SelectingFields;
 use crate::key::{Address, Tag};
 use crate::route::ConfiguredTags;
-use crate::stored::{Epoch, Provenance, PurgeNumber, StoredResponse};
+use crate::stored::{PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
-use ledger::{Ledger, Verdict};
+use ledger::{Ledger, Synced, Verdict};
 use memory::{Memory, Uncacheable};
 use redis::RedisTier;
 use slot::{Held, Slot};
@@ -38,6 +38,10 @@ pub struct StoreConfig {
     pub memory_max_size: u64,
     /// Larger responses live in Redis only, where there is one.
     pub memory_max_object: u64,
+    /// How long a response is used without asking the upstream while the purge ledger in Redis cannot be followed.
+    pub unsynced_residence: Duration,
+    /// The slots of one of the purge ledger's arrays, a power of two; the same in every process on one Redis.
+    pub purge_slots: u32,
     /// The Redis tier.
     pub redis: Option<redis::RedisConfig>,
 }
@@ -116,7 +120,7 @@ pub enum Put {
 /// What became of a purge. It is obeyed in this process, whatever Redis says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// Its number in the ledger.
+    /// Its number in the ledger; 0 where Redis has not recorded it.
     pub number: PurgeNumber,
     /// Whether Redis recorded it, and so every process will obey it; else why not, for people. Without Redis there is
     /// nobody else to obey.
@@ -142,15 +146,19 @@ pub struct Store {
     removals: AtomicU64,
 }
 
+/// How long a purge that every process is told of waits for another of them to have it recorded, in microseconds.
+const OTHERS_FIRST_MAX_MICROS: u64 = 50_000;
 /// The bound on concurrent changes of markers.
 const MARKER_LOCKS: usize = 64;
 
 impl Store {
     /// An empty memory tier and unconnected Redis clients, one for each of `workers`.
-    pub fn new(config: &StoreConfig, workers: usize, telemetry: Arc<Telemetry>) -> Self {
-        let ledger = Arc::new(Ledger::new());
+    pub fn new(config: &StoreConfig, workers: usize, clock: Clock, telemetry: Arc<Telemetry>) -> Self {
+        let residence = config.redis.as_ref().map(|_| config.unsynced_residence);
+        let ledger = Arc::new(Ledger::new(config.purge_slots, residence));
         let body_max = config.redis.as_ref().map(|_| config.memory_max_object);
-        let redis = config.redis.clone().map(|redis| RedisTier::new(redis, workers, Arc::clone(&ledger), telemetry));
+        let redis =
+            config.redis.clone().map(|redis| RedisTier::new(redis, workers, Arc::clone(&ledger), clock, telemetry));
         Self {
             memory: Memory::new(config.memory_max_size, body_max),
             uncacheable: Uncacheable::new(),
@@ -230,28 +238,48 @@ impl Store {
         self.remove_key(worker, base, base.key);
     }
 
-    /// The last purge known, and the epoch: taken before the upstream is contacted.
-    pub fn synced(&self) -> (PurgeNumber, Epoch) {
+    /// Where the ledger stands: taken before the upstream is contacted.
+    pub fn synced(&self) -> Synced {
         self.ledger.synced()
     }
 
     /// Purges by tags: all that was stored under them, or is being fetched now, is dead (hard) or to be validated
     /// (soft). Obeyed here before it returns the first time; `within` bounds the wait for Redis to record it, which
     /// makes it known to every other process.
-    #[allow(clippy::unused_async, reason = "the ledger's place in Redis is asked here")]
-    pub async fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp, _within: Duration) -> Purged {
-        Purged { number: self.ledger.purge(tags, kind, now), acknowledged: Ok(()) }
+    pub async fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp, within: Duration) -> Purged {
+        match &self.redis {
+            Some(redis) => redis.recorded(self.ledger.purge_here(tags, kind, None), within).await,
+            None => Purged { number: self.ledger.purge_alone(tags, kind, now), acknowledged: Ok(()) },
+        }
+    }
+
+    /// The same for what every process is told at the same time: one of them has Redis record it.
+    pub async fn purge_with_others(
+        &self,
+        tags: &[Tag],
+        kind: ledger::PurgeKind,
+        now: Timestamp,
+        within: Duration,
+    ) -> Purged {
+        match &self.redis {
+            Some(redis) => {
+                let delay = Duration::from_micros(fastrand::u64(..=OTHERS_FIRST_MAX_MICROS));
+                redis.recorded(self.ledger.purge_here(tags, kind, Some(delay)), within).await
+            }
+            None => self.purge(tags, kind, now, within).await,
+        }
     }
 
     /// The purge orders that the backend publishes in Redis, as it wrote them (at most once; to be parsed). Taken once;
     /// none without Redis.
     pub fn take_orders(&self) -> Option<mpsc::Receiver<Bytes>> {
-        None
+        self.redis.as_ref().and_then(|redis| redis.take_orders())
     }
 
-    /// Whether something fetched since `synced_to` under these tags has been purged meanwhile.
-    pub fn is_purged(&self, provenance: &Provenance, tags: &ConfiguredTags<'_>) -> bool {
-        self.ledger.judge(provenance, &AtomicU64::new(0), tags) != Verdict::Valid
+    /// Whether a response that is being received has been purged meanwhile.
+    pub fn is_purged(&self, head: &StoredResponse, tags: &ConfiguredTags<'_>, now: Timestamp) -> bool {
+        let verdict = self.ledger.judge(&head.provenance, head.request_time, &AtomicU64::new(0), tags, now);
+        verdict != Verdict::Valid
     }
 
     /// The figures of `/cache-stats`.
@@ -299,8 +327,10 @@ pub struct RedisStats {
     pub timeouts: u64,
     /// `closed`, `open` or `half-open`.
     pub breaker: &'static str,
-    /// `local` until the ledger travels between processes; `unknown epoch` before Redis was reached.
+    /// The purge ledger: `synced`, `unsynced` while it cannot be followed, `unknown` before it was read first.
     pub ledger: &'static str,
+    /// Slots of the ledger that wait to be recorded in Redis.
+    pub unrecorded: u64,
     /// Writes waiting.
     pub pending_writes: u64,
     /// Writes dropped for want of room, or that Redis refused.

@@ -1,7 +1,7 @@
 //! What Redis' errors mean to us, and what is told of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
@@ -43,6 +43,7 @@ pub(super) struct Reports {
     telemetry: Arc<Telemetry>,
     started: Instant,
     state: AtomicU8,
+    ledger_is_synced: AtomicBool,
     pub(super) errors: AtomicU64,
     pub(super) timeouts: AtomicU64,
     pub(super) dropped_writes: AtomicU64,
@@ -182,6 +183,7 @@ impl Reports {
             telemetry,
             started: Instant::now(),
             state: AtomicU8::new(CONNECTING),
+            ledger_is_synced: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
             dropped_writes: AtomicU64::new(0),
@@ -215,6 +217,20 @@ impl Reports {
         if self.state.swap(DOWN, Ordering::Relaxed) != DOWN {
             self.telemetry.emit(&Event::RedisDown { reason: reason.to_owned() });
         }
+    }
+
+    /// The mirror has been proven complete.
+    pub(super) fn ledger_synced(&self) {
+        self.ledger_is_synced.store(true, Ordering::Relaxed);
+    }
+
+    /// The ledger cannot be followed at this time.
+    pub(super) fn ledger_lost(&self) {
+        self.ledger_is_synced.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn ledger_state(&self) -> &'static str {
+        if self.ledger_is_synced.load(Ordering::Relaxed) { "synced" } else { "unsynced" }
     }
 
     /// An error that is not a timeout.

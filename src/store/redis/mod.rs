@@ -2,27 +2,33 @@
 
 mod breaker;
 mod client;
-mod epoch;
 mod errors;
+mod follow;
 mod lookup;
 mod pending;
 mod writes;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use super::ledger::Ledger;
-use super::{RedisStats, WorkerId};
+use super::{Purged, RedisStats, WorkerId};
+use crate::clock::Clock;
 use crate::key::CacheKey;
+use crate::stored::PurgeNumber;
 use crate::telemetry::Telemetry;
 use client::Lane;
 use errors::Reports;
 use pending::Pending;
 pub(super) use pending::Waiting;
+
+/// The bound on the backend's orders that wait to be obeyed.
+const ORDERS_MAX: usize = 1024;
 
 /// How Redis is reached and used.
 #[derive(Clone)]
@@ -58,15 +64,30 @@ pub(super) struct RedisTier {
     pending: Pending,
     ledger: Arc<Ledger>,
     reports: Reports,
-    /// Whether the epoch that Redis holds is known; nothing is written or read before.
+    clock: Clock,
+    /// Orders that the backend publishes, until somebody takes them.
+    orders: mpsc::Sender<Bytes>,
+    /// Guards their receiver until it is taken.
+    orders_to_take: Mutex<Option<mpsc::Receiver<Bytes>>>,
+    /// Whether the ledger in Redis has been read once; no response is written or read before.
     synced: watch::Sender<bool>,
     tasks: TaskTracker,
 }
 
 impl RedisTier {
-    pub(super) fn new(config: RedisConfig, workers: usize, ledger: Arc<Ledger>, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(
+        config: RedisConfig,
+        workers: usize,
+        ledger: Arc<Ledger>,
+        clock: Clock,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        let (orders, to_take) = mpsc::channel(ORDERS_MAX);
         Self {
             config,
+            clock,
+            orders,
+            orders_to_take: Mutex::new(Some(to_take)),
             lanes: (0..workers + 2).map(|_| Lane::new()).collect(),
             pending: Pending::new(),
             ledger,
@@ -88,7 +109,7 @@ impl RedisTier {
         };
         if worker.0 == self.control() {
             self.tasks.spawn(client::supervise(Arc::clone(self), self.bulk(), builder.clone()));
-            self.tasks.spawn(epoch::follow(Arc::clone(self)));
+            self.tasks.spawn(follow::follow(Arc::clone(self)));
         } else {
             self.tasks.spawn(writes::work_off(Arc::clone(self), worker.0));
         }
@@ -112,11 +133,52 @@ impl RedisTier {
             errors: count(&self.reports.errors),
             timeouts: count(&self.reports.timeouts),
             breaker: self.breaker_state(),
-            ledger: if self.is_synced() { "local" } else { "unknown epoch" },
+            ledger: if self.is_synced() { self.reports.ledger_state() } else { "unknown" },
+            unrecorded: self.ledger.waiting() as u64,
             pending_writes: self.pending.count() as u64,
             dropped_writes: count(&self.reports.dropped_writes),
             corrupt: count(&self.reports.corrupt),
         }
+    }
+
+    /// Waits, `within` at most, until Redis has recorded this process' purge of that place in its sequence.
+    pub(super) async fn recorded(&self, sequence: u64, within: Duration) -> Purged {
+        let refused = |why: String| Purged { number: PurgeNumber(0), acknowledged: Err(why) };
+        if !self.is_synced() || !self.lanes[self.control()].is_usable() {
+            return refused("redis is not reached; obeyed here, and recorded once it is".to_owned());
+        }
+        let mut recorded = self.ledger.recorded.subscribe();
+        let outcome = tokio::time::timeout(within, recorded.wait_for(|recorded| recorded.upto >= sequence)).await;
+        match outcome {
+            Ok(Ok(recorded)) => Purged { number: recorded.number, acknowledged: Ok(()) },
+            // The ledger outlives its tier: the sender cannot be gone.
+            Ok(Err(_)) | Err(_) => refused(format!(
+                "redis did not record it within {} ms; obeyed here, and recorded once it does",
+                within.as_millis()
+            )),
+        }
+    }
+
+    /// The orders that the backend publishes; once.
+    pub(super) fn take_orders(&self) -> Option<mpsc::Receiver<Bytes>> {
+        self.orders_to_take.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// An order that the backend published.
+    fn ordered(&self, order: Bytes) {
+        if self.orders.try_send(order).is_err() {
+            self.reports.tell("purge orders are published faster than they are obeyed: one is lost");
+        }
+    }
+
+    /// The ledger's key, and the channel on which its purges are told.
+    fn ledger_name(&self) -> String {
+        format!("{}:ledger", self.config.prefix)
+    }
+
+    /// The channel on which the backend publishes orders.
+    fn orders_channel(&self) -> String {
+        format!("{}:purge", self.config.prefix)
     }
 
     fn control(&self) -> usize {

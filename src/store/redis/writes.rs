@@ -26,7 +26,7 @@ const AT_ONCE_MAX: usize = 32;
 /// A body over this is a string of its own.
 pub(super) const INLINE_MAX: usize = 1 << 20;
 /// What a write is given where `timeout` is less: nobody waits for it.
-const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 /// What a string of its own is given, and for each 10 MiB as much again.
 const BULK_TIMEOUT: Duration = Duration::from_secs(1);
 const BULK_BYTES_PER_SECOND: u64 = 10 << 20;
@@ -177,7 +177,7 @@ impl RedisTier {
         let record = match slot {
             Slot::Marker(marker) => codec::encode_marker(marker),
             Slot::Response(held) if held.response.body.len() > INLINE_MAX => self.store_body(base, held).await?,
-            Slot::Response(held) => codec::encode_response(held, self.ledger.synced().1, None),
+            Slot::Response(held) => codec::encode_response(held, self.ledger.epoch_of(&held.response.provenance), None),
         };
         let key = self.record_key(base, key);
         let client = self.lanes[lane].writing(self.write_timeout()).ok_or_else(not_connected)?;
@@ -197,7 +197,7 @@ impl RedisTier {
             self.failed(self.bulk(), &error);
             return Err(Error::new(ErrorKind::Unknown, "the body could not be written"));
         }
-        Ok(codec::encode_response(held, self.ledger.synced().1, Some(&detached)))
+        Ok(codec::encode_response(held, self.ledger.epoch_of(&held.response.provenance), Some(&detached)))
     }
 
     fn write_timeout(&self) -> Duration {

@@ -103,10 +103,10 @@ async fn a_purge_of_any_tag_kills_what_was_stored_or_fetched_before() {
         let late = world.response(&[], "a fill that began before");
         world.purge(Tag::Surrogate("product:2".into()), PurgeKind::Hard).await;
         check(&world, &ask, Ok("before"));
-        assert!(!world.store.is_purged(&late.provenance, &world.tags(&ask)));
+        assert!(!world.store.is_purged(&late, &world.tags(&ask), world.now));
         world.purge(tag.clone(), PurgeKind::Hard).await;
         check(&world, &ask, Err(Missing::Purged));
-        assert!(world.store.is_purged(&late.provenance, &world.tags(&ask)), "{tag:?}");
+        assert!(world.store.is_purged(&late, &world.tags(&ask), world.now), "{tag:?}");
         world.put(&ask, late);
         check(&world, &ask, Err(Missing::Purged));
         world.put(&ask, world.response(&[], "after"));

@@ -14,7 +14,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::fields::vary::SelectingFields;
 use crate::route::{FieldEdits, ForwardFields, Params, Route};
-use crate::stored::{Freshness, StaleUse};
+use crate::stored::{Freshness, Provenance, StaleUse};
 use crate::target::{Authority, Scheme, Target};
 use crate::telemetry::{AccessLog, Format, Level, LogConfig};
 
@@ -37,14 +37,24 @@ struct Ask {
 }
 
 fn config(memory_max_size: u64) -> StoreConfig {
-    StoreConfig { memory_max_size, memory_max_object: 1 << 20, redis: None }
+    StoreConfig {
+        memory_max_size,
+        memory_max_object: 1 << 20,
+        unsynced_residence: Duration::from_secs(5),
+        purge_slots: 1 << 20,
+        redis: None,
+    }
 }
 
 impl World {
     fn new(config: &StoreConfig) -> Self {
         let log = LogConfig { level: Level::Error, format: Format::Text, access: AccessLog::Off };
         let telemetry = Telemetry::new(log, Clock::System).unwrap();
-        Self { store: Store::new(config, 1, Arc::new(telemetry)), route: route(), now: Clock::System.now() }
+        Self {
+            store: Store::new(config, 1, Clock::System, Arc::new(telemetry)),
+            route: route(),
+            now: Clock::System.now(),
+        }
     }
 
     /// With `accept-language` and nothing ignored.
@@ -86,7 +96,7 @@ impl World {
 
     /// A response as a fetch that begins now stores it: fresh for a minute, kept for another.
     fn response(&self, vary: &[&'static str], body: &str) -> StoredResponse {
-        let (synced_to, epoch) = self.store.synced();
+        let Synced { to, epoch, own } = self.store.synced();
         let mut fields = HeaderMap::new();
         fields.insert("content-type", HeaderValue::from_static("text/plain"));
         StoredResponse {
@@ -102,7 +112,7 @@ impl World {
             },
             selecting: SelectingFields::Names(vary.iter().copied().map(HeaderName::from_static).collect()),
             part: None,
-            provenance: Provenance { synced_to, epoch, tags: Box::new(["product:1".into()]) },
+            provenance: Provenance { synced_to: to, epoch, own, tags: Box::new(["product:1".into()]) },
             body: Bytes::copy_from_slice(body.as_bytes()),
         }
     }
