@@ -1,0 +1,184 @@
+//! The purge ledger in a real Redis, followed by several stores.
+
+use super::redis::{check, connected, flush, redis_config, stats, until};
+use super::server::Server;
+use super::*;
+use crate::store::ledger::PurgeKind;
+
+/// Two stores on one server hold the same response, in memory.
+async fn two(server: &Server, ask: &Ask) -> [World; 2] {
+    let worlds = [connected(server, 8 << 20).await, connected(server, 8 << 20).await];
+    worlds[0].put(ask, worlds[0].response(&[], "a"));
+    flush(&worlds[0]).await;
+    check(&worlds[1], ask, Ok(("a", Tier::Redis))).await;
+    worlds
+}
+
+fn is_purged(world: &World, ask: &Ask) -> bool {
+    let lookup = world.with(ask, &[], |query| world.store.get_local(query));
+    !matches!(lookup, Some(Lookup::Found(_)))
+}
+
+async fn purge_url(world: &World, ask: &Ask, within: Duration) -> Purged {
+    world.store.purge(&[Tag::url(&ask.target)], PurgeKind::Hard, world.now, within).await
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// The ledger's header: epoch and last number.
+fn header(server: &Server) -> (u64, u64) {
+    let length = "EVAL \"local h = redis.call('getrange', 't:ledger', 8, 23); return string.format('%.0f %.0f', \
+                  struct.unpack('<I8', h), struct.unpack('<I8', h, 9))\" 0";
+    let answer = server.command(length).expect("redis answers");
+    let words = answer.lines().nth(1).expect("a bulk string").split(' ').map(|word| word.parse::<f64>().unwrap());
+    let [epoch, number] = words.map(|word| word as u64).collect::<Vec<_>>().try_into().unwrap();
+    (epoch, number)
+}
+
+#[tokio::test]
+async fn a_purge_is_obeyed_by_every_store_within_a_messages_time() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let [one, other] = two(&server, &a).await;
+    let late = one.response(&[], "a fill that began before");
+    let purged = purge_url(&one, &a, SOON).await;
+    assert_eq!(purged.acknowledged, Ok(()));
+    assert_eq!(purged.number.0.abs_diff(header(&server).1), 0);
+    until("the message", || is_purged(&other, &a)).await;
+    assert!(is_purged(&one, &a));
+    one.put(&a, late);
+    flush(&one).await;
+    check(&other, &a, Err(Missing::Purged)).await;
+    one.put(&a, one.response(&[], "after"));
+    flush(&one).await;
+    check(&other, &a, Ok(("after", Tier::Redis))).await;
+}
+
+#[tokio::test]
+async fn a_lost_message_is_found_by_the_next_poll() {
+    let (server, a) = (Server::start(&["--notify-keyspace-events", ""]), ask("/a", &[]));
+    let [one, other] = two(&server, &a).await;
+    // What a message that nobody heard would have left behind: the slots and the number, no publication.
+    let silent = "EVAL \"local l = 't:ledger'; redis.call('setrange', l, 64, string.rep('\\255', 6 * 1)); \
+                  local n = struct.unpack('<I8', redis.call('getrange', l, 16, 23)) + 1; \
+                  redis.call('setrange', l, 16, struct.pack('<I8', n)); return 1\" 0";
+    assert!(server.command(silent).unwrap().starts_with(":1"));
+    let (_, number) = header(&server);
+    until("the poll", || other.store.synced().to.0 == number && one.store.synced().to.0 == number).await;
+    check(&other, &a, Ok(("a", Tier::Memory))).await;
+}
+
+#[tokio::test]
+async fn a_purge_while_redis_is_frozen_is_obeyed_here_and_recorded_later() {
+    let (server, [a, b]) = (Server::start(&[]), ["/a", "/b"].map(|path| ask(path, &[])));
+    let [one, other] = two(&server, &a).await;
+    other.put(&b, other.response(&[], "b"));
+    server.signal("STOP");
+    let purged = purge_url(&one, &a, Duration::from_millis(100)).await;
+    assert!(purged.acknowledged.unwrap_err().contains("redis"));
+    assert!(is_purged(&one, &a) && !is_purged(&other, &a));
+    one.put(&a, one.response(&[], "after"));
+    assert!(!is_purged(&one, &a), "what was fetched after it is good here");
+    server.signal("CONT");
+    until("recording", || stats(&one).unrecorded == 0 && is_purged(&other, &a)).await;
+    assert!(!is_purged(&other, &b));
+}
+
+#[tokio::test]
+async fn a_flushed_redis_empties_every_store() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let worlds = two(&server, &a).await;
+    server.command("FLUSHALL");
+    until("the poll", || worlds.iter().all(|world| is_purged(world, &a))).await;
+    until("one epoch", || worlds[0].store.synced().epoch == worlds[1].store.synced().epoch).await;
+}
+
+#[tokio::test]
+async fn what_a_restored_snapshot_has_forgotten_is_purged_again() {
+    let (directory, a) = (tempfile::tempdir().unwrap(), ask("/a", &[]));
+    let arguments = ["--dir", directory.path().to_str().unwrap(), "--dbfilename", "snapshot.rdb"];
+    let server = Server::start(&arguments);
+    let [one, other] = two(&server, &a).await;
+    assert!(server.command("SAVE").unwrap().starts_with("+OK"));
+    let purged = purge_url(&one, &a, SOON).await.number;
+    until("the message", || is_purged(&other, &a)).await;
+    let port = server.port;
+    drop(server);
+    let server = Server::start_on(port, &arguments);
+    assert_eq!(server.keys().len(), 1, "the purged response is back in redis");
+    until("purging again", || header(&server).1 > purged.0).await;
+    let third = connected(&server, 8 << 20).await;
+    check(&third, &a, Err(Missing::Purged)).await;
+    for world in [&one, &other] {
+        until("following", || stats(world).ledger == "synced").await;
+        assert!(matches!(world.get(&a).await, Lookup::Missing(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_full_redis_records_purges_and_a_forgotten_script_is_sent_again() {
+    let (server, a) = (Server::start(&["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]), ask("/a", &[]));
+    let world = connected(&server, 8 << 20).await;
+    world.put(&a, world.response(&[], "a"));
+    assert_eq!(purge_url(&world, &a, SOON).await.acknowledged, Ok(()));
+    assert!(server.command("SCRIPT FLUSH").unwrap().starts_with("+OK"));
+    assert_eq!(purge_url(&world, &a, SOON).await.acknowledged, Ok(()));
+    assert_eq!(stats(&world).ledger, "synced");
+}
+
+#[tokio::test]
+async fn an_order_that_all_were_told_is_recorded_once() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let [one, other] = two(&server, &a).await;
+    let [mut orders, mut others] = [&one, &other].map(|world| world.store.take_orders().expect("taken once"));
+    assert!(one.store.take_orders().is_none());
+    for _ in 0..20 {
+        server.command("PUBLISH t:purge '{\"all\":true}'");
+        for orders in [&mut orders, &mut others] {
+            let order = tokio::time::timeout(SOON, orders.recv()).await.expect("an order").expect("an order");
+            assert_eq!(order, "{\"all\":true}");
+        }
+        let (_, before) = header(&server);
+        let everything = [Tag::All];
+        let (first, second) = tokio::join!(
+            one.store.purge_with_others(&everything, PurgeKind::Hard, one.now, SOON),
+            other.store.purge_with_others(&everything, PurgeKind::Hard, other.now, SOON)
+        );
+        assert_eq!((first.acknowledged, second.acknowledged), (Ok(()), Ok(())));
+        assert!(is_purged(&one, &a) && is_purged(&other, &a));
+        assert!(header(&server).1 > before);
+    }
+    let recorded = server.command("INFO commandstats").unwrap();
+    let calls = recorded.lines().find_map(|line| line.strip_prefix("cmdstat_publish:calls=")).unwrap();
+    let calls: u32 = calls.split(',').next().unwrap().parse().unwrap();
+    // 20 orders and the ledger's own messages: about one for each, fewer than the two that both would have written.
+    assert!(calls < 20 + 1 + 35, "{calls}");
+}
+
+#[tokio::test]
+async fn reading_the_whole_ledger_never_keeps_redis_busy_for_long() {
+    let server = Server::start(&["--slowlog-log-slower-than", "5000"]);
+    let world = connected(&server, 8 << 20).await;
+    let everywhere: Vec<Tag> = (0..2000).map(|seed: u32| Tag::Surrogate(seed.to_string().into())).collect();
+    for kind in [PurgeKind::Hard, PurgeKind::Soft] {
+        world.store.purge(&everywhere, kind, world.now, SOON).await.acknowledged.unwrap();
+    }
+    assert!(server.command("SLOWLOG RESET").unwrap().starts_with("+OK"));
+    let other = connected(&server, 8 << 20).await;
+    assert_eq!(other.store.synced(), Synced { own: 0, ..world.store.synced() });
+    assert_eq!(server.command("SLOWLOG LEN").unwrap(), ":0\r\n");
+}
+
+#[tokio::test]
+async fn a_foreign_value_in_the_ledgers_place_is_replaced_and_another_size_is_refused() {
+    let server = Server::start(&[]);
+    server.command("RPUSH t:ledger what is this");
+    let world = connected(&server, 8 << 20).await;
+    assert_eq!(purge_url(&world, &ask("/a", &[]), SOON).await.acknowledged, Ok(()));
+    let redis = redis_config(format!("redis://127.0.0.1:{}", server.port));
+    let other = World::new(&StoreConfig { redis: Some(redis), purge_slots: 1 << 10, ..config(8 << 20) });
+    other.store.attach(WorkerId(0));
+    other.store.attach(WorkerId(1));
+    until("the refusal", || stats(&other).state == "down").await;
+    assert_eq!(stats(&other).ledger, "unknown");
+    assert!(purge_url(&other, &ask("/a", &[]), SOON).await.acknowledged.is_err());
+}
