@@ -293,6 +293,16 @@ impl Store {
         }
     }
 
+    /// The purge ledger's figures.
+    pub fn purge_stats(&self, now: Timestamp) -> PurgeStats {
+        let an_hour_ago = now.as_millis().saturating_sub(3_600_000).saturating_mul(1000);
+        PurgeStats {
+            last: self.ledger.last(),
+            unrecorded: self.ledger.waiting() as u64,
+            false_rate: self.ledger.false_rate(PurgeNumber(an_hour_ago)),
+        }
+    }
+
     /// Waits until what was to be written to Redis is written, at most `within`.
     pub async fn flush(&self, within: Duration) {
         if let Some(redis) = &self.redis {
@@ -316,6 +326,17 @@ pub struct StoreStats {
     pub redis: Option<RedisStats>,
 }
 
+/// The figures of the purge ledger.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PurgeStats {
+    /// The last purge known: microseconds since the Unix epoch.
+    pub last: PurgeNumber,
+    /// Slots that wait to be recorded in Redis.
+    pub unrecorded: u64,
+    /// The estimated part of lookups of a response an hour old that take it for purged though nobody purged it.
+    pub false_rate: f64,
+}
+
 /// The figures of the Redis tier.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RedisStats {
@@ -329,8 +350,6 @@ pub struct RedisStats {
     pub breaker: &'static str,
     /// The purge ledger: `synced`, `unsynced` while it cannot be followed, `unknown` before it was read first.
     pub ledger: &'static str,
-    /// Slots of the ledger that wait to be recorded in Redis.
-    pub unrecorded: u64,
     /// Writes waiting.
     pub pending_writes: u64,
     /// Writes dropped for want of room, or that Redis refused.

@@ -19,6 +19,7 @@ pub fn text(shared: &Shared) -> bytes::Bytes {
 pub fn render(shared: &Shared) -> Value {
     let generation = shared.generation.load();
     let store = shared.store.stats();
+    let purge = shared.store.purge_stats(shared.clock.now());
     let telemetry = &shared.telemetry;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -32,6 +33,11 @@ pub fn render(shared: &Shared) -> Value {
             "evictions": store.evictions,
         },
         "redis": store.redis.as_ref().map(redis),
+        "purge": {
+            "last": purge.last.0,
+            "unrecorded": purge.unrecorded,
+            "false_rate": rounded(purge.false_rate, 6),
+        },
         "upstreams": upstreams(&generation),
         "config": {
             "generation": generation.number,

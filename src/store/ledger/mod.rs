@@ -258,6 +258,11 @@ impl Ledger {
         epoch.0 != 0 && (epoch.0 == self.epoch.load(Ordering::Acquire) || epoch.0 == self.alias.load(Ordering::Acquire))
     }
 
+    /// The last purge known.
+    pub fn last(&self) -> PurgeNumber {
+        PurgeNumber(self.newest.load(Ordering::Acquire))
+    }
+
     /// The highest number known.
     fn highest(&self) -> u64 {
         self.newest.load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
@@ -295,8 +300,7 @@ impl Ledger {
         self.own_recorded.store(upto, Ordering::Release);
         self.moved();
         drop(unrecorded);
-        let number = PurgeNumber(self.newest.load(Ordering::Acquire));
-        self.recorded.send_replace(Recorded { upto, number });
+        self.recorded.send_replace(Recorded { upto, number: self.last() });
     }
 
     /// Takes the epoch that Redis holds for the first time. What was stored under this process' own stays valid, as far

@@ -134,7 +134,6 @@ impl RedisTier {
             timeouts: count(&self.reports.timeouts),
             breaker: self.breaker_state(),
             ledger: if self.is_synced() { self.reports.ledger_state() } else { "unknown" },
-            unrecorded: self.ledger.waiting() as u64,
             pending_writes: self.pending.count() as u64,
             dropped_writes: count(&self.reports.dropped_writes),
             corrupt: count(&self.reports.corrupt),

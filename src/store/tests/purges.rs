@@ -79,7 +79,7 @@ async fn a_purge_while_redis_is_frozen_is_obeyed_here_and_recorded_later() {
     one.put(&a, one.response(&[], "after"));
     assert!(!is_purged(&one, &a), "what was fetched after it is good here");
     server.signal("CONT");
-    until("recording", || stats(&one).unrecorded == 0 && is_purged(&other, &a)).await;
+    until("recording", || one.store.purge_stats(one.now).unrecorded == 0 && is_purged(&other, &a)).await;
     assert!(!is_purged(&other, &b));
 }
 
