@@ -4,6 +4,7 @@ mod breaker;
 mod client;
 mod epoch;
 mod errors;
+pub mod live;
 mod lookup;
 mod pending;
 mod writes;
