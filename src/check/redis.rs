@@ -156,3 +156,127 @@ fn size(bytes: u64) -> String {
         None => format!("{bytes} B"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn config() -> RedisConfig {
+        RedisConfig {
+            url: "redis://there:1".to_owned(),
+            username: String::new(),
+            password: None,
+            tls: None,
+            prefix: "aside".to_owned(),
+            timeout: Duration::from_millis(50),
+            max_object: 1,
+        }
+    }
+
+    /// A server in good order.
+    fn node() -> Node {
+        let text = str::to_owned;
+        let (server, version) = (text("redis"), text("7.0.15"));
+        let latency = Latency { median: Duration::from_micros(80), worst: Duration::from_millis(25), count: 50 };
+        Node {
+            address: text("there:1"),
+            identity: Ok(Identity { server, version, mode: text("standalone"), role: text("master") }),
+            memory: Ok(Memory { limit: 100 << 20, policy: Some(text("volatile-lru")) }),
+            ping: Ok(Some(latency)),
+            get: Ok(Some(latency)),
+            access: Access {
+                user: text("default"),
+                means: Means::DryRun,
+                denials: Vec::new(),
+                failures: Vec::new(),
+                remedy: None,
+            },
+        }
+    }
+
+    /// What is amiss with a server that this change makes of one in good order.
+    fn amiss(topology: Topology, change: impl FnOnce(&mut Node)) -> String {
+        let mut node = node();
+        change(&mut node);
+        let report = report(&Ok(Found { topology, nodes: vec![node] }), &config()).to_string();
+        let is_amiss = |line: &&str| line.starts_with("warning") || line.starts_with("problem");
+        report.lines().filter(is_amiss).collect::<Vec<_>>().join("\n")
+    }
+
+    fn identity(node: &mut Node) -> &mut Identity {
+        node.identity.as_mut().expect("it says who it is")
+    }
+
+    #[test]
+    fn versions_before_7_are_a_problem() {
+        let check = |server: &str, version: &str, expected: &str| {
+            let told = amiss(Topology::Standalone, |node| {
+                identity(node).server = server.to_owned();
+                identity(node).version = version.to_owned();
+            });
+            assert_eq!(told, expected, "{version}");
+        };
+        check("redis", "7.0.0", "");
+        check("valkey", "9.1.2", "");
+        check("redis", "10.0.0", "");
+        check("redis", "6.2.14", "problem    redis: there:1 has version 6.2.14; expected 7.0 or newer");
+        check("redis", "unstable", "problem    redis: there:1 has version unstable; expected 7.0 or newer");
+    }
+
+    #[test]
+    fn a_server_of_another_kind_than_the_url_says_is_a_problem() {
+        let check = |topology, mode: &str, role: &str, expected: &str| {
+            let told = amiss(topology, |node| {
+                identity(node).mode = mode.to_owned();
+                identity(node).role = role.to_owned();
+            });
+            let problem =
+                if expected.is_empty() { String::new() } else { format!("problem    redis: there:1 {expected}") };
+            assert_eq!(told, problem, "{topology:?} {mode} {role}");
+        };
+        let replica = "is a replica, which takes no writes; expected a primary";
+        check(Topology::Cluster, "cluster", "master", "");
+        check(Topology::Sentinel, "standalone", "master", "");
+        check(Topology::Sentinel, "standalone", "replica", replica);
+        check(Topology::Cluster, "cluster", "replica", replica);
+        let sentinel = "is a sentinel, which stores nothing; expected a redis-sentinel:// url";
+        check(Topology::Standalone, "sentinel", "sentinel", sentinel);
+    }
+
+    #[test]
+    fn round_trips_over_half_of_the_timeout_are_a_warning() {
+        let check = |worst, expected: &str| {
+            let told = amiss(Topology::Standalone, |node| {
+                node.get = Ok(Some(Latency { median: Duration::from_millis(1), worst, count: 50 }));
+            });
+            assert_eq!(told, expected);
+        };
+        check(Duration::from_millis(25), "");
+        check(
+            Duration::from_micros(25_010),
+            "warning    latency: there:1 GET took up to 25.01 ms, more than half of redis.timeout (50ms): lookups may \
+             be misses",
+        );
+    }
+
+    #[test]
+    fn a_command_that_fails_for_another_reason_than_rights_is_a_problem() {
+        let told = amiss(Topology::Standalone, |node| {
+            node.access.failures.push(("SET", "OOM command not allowed".to_owned()));
+            node.ping = Err("no answer in time".to_owned());
+        });
+        let ping = "problem    latency: there:1 PING fails: no answer in time";
+        assert_eq!(told, format!("{ping}\nproblem    acl: there:1 SET fails: OOM command not allowed"));
+    }
+
+    #[test]
+    fn sizes_are_told_in_the_largest_unit() {
+        let check = |bytes, expected: &str| assert_eq!(size(bytes), expected);
+        check(1000, "1000 B");
+        check(2048, "2 KiB");
+        check((3 << 30) / 2, "1.5 GiB");
+        check(100 << 20, "100 MiB");
+    }
+}

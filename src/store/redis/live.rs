@@ -280,3 +280,111 @@ fn memory_of(info: &str) -> Option<Memory> {
     let limit = field("maxmemory")?.parse().ok()?;
     Some(Memory { limit, policy: field("maxmemory_policy").map(str::to_owned) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A node of a cluster in a folder of its own; ended by its id.
+    struct ClusterNode {
+        port: u16,
+        process: Child,
+        _folder: tempfile::TempDir,
+    }
+
+    impl ClusterNode {
+        async fn start() -> Self {
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+            let bus = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+            let folder = tempfile::tempdir().expect("a folder");
+            let process = Command::new("redis-server")
+                .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string(), "--bind", "127.0.0.1"])
+                .args(["--cluster-enabled", "yes", "--save", "", "--maxmemory-policy", "volatile-ttl"])
+                .arg("--dir")
+                .arg(folder.path())
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("redis-server is installed: `make test` does so");
+            let node = Self { port, process, _folder: folder };
+            until("an answer", || async { TcpStream::connect(("127.0.0.1", port)).is_ok() }).await;
+            node
+        }
+
+        fn url(&self, scheme: &str) -> String {
+            format!("{scheme}://127.0.0.1:{}", self.port)
+        }
+
+        async fn ask(&self, words: &[&str]) -> String {
+            let config = fred::types::config::Config::from_url(&self.url("redis")).expect("a URL");
+            let client = connect(&Builder::from_config(config)).await.expect("a connection");
+            let caller = Caller { client, node: None, deadline: Instant::now() + ASK_WITHIN };
+            caller.call(words).await.expect("an answer").as_string().unwrap_or_default()
+        }
+    }
+
+    impl Drop for ClusterNode {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    async fn until<H: Future<Output = bool>>(what: &str, holds: impl Fn() -> H) {
+        let begun = Instant::now();
+        while !holds().await {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what} did not come");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn config() -> RedisConfig {
+        RedisConfig {
+            url: "redis://unused".to_owned(),
+            username: "bob".to_owned(),
+            password: Some("secret".to_owned()),
+            tls: None,
+            prefix: "aside".to_owned(),
+            timeout: Duration::from_millis(50),
+            max_object: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn every_primary_of_a_cluster_is_looked_at_by_a_user_of_its_own_rights() {
+        let (one, two) = (ClusterNode::start().await, ClusterNode::start().await);
+        one.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "9999"]).await;
+        two.ask(&["CLUSTER", "ADDSLOTSRANGE", "10000", "16383"]).await;
+        let bus = two.ask(&["CLUSTER", "NODES"]).await;
+        let bus = bus.split(['@', ' ', ',']).nth(2).expect("the bus's port").to_owned();
+        one.ask(&["CLUSTER", "MEET", "127.0.0.1", &two.port.to_string(), &bus]).await;
+        for node in [&one, &two] {
+            let is_ok = || async { node.ask(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok") };
+            until("the cluster", is_ok).await;
+            let lacks_get: Vec<&str> = if node.port == one.port { vec!["-get"] } else { vec![] };
+            let rules = ["ACL", "SETUSER", "bob", "on", ">secret", "~aside:*", "&aside:*", "+@all", "-acl"];
+            node.ask(&[&rules[..], &lacks_get].concat()).await;
+        }
+        let mut server = fred::types::config::Config::from_url(&one.url("redis-cluster")).expect("a URL");
+        (server.username, server.password) = (Some("bob".to_owned()), Some("secret".to_owned()));
+        server.version = fred::types::RespVersion::RESP3;
+        let found = examine_through(Builder::from_config(server), &config()).await.expect("a cluster");
+        assert_eq!((found.topology, found.nodes.len()), (Topology::Cluster, 2));
+        for node in found.nodes {
+            let is_one = node.address == format!("127.0.0.1:{}", one.port);
+            assert!(is_one || node.address == format!("127.0.0.1:{}", two.port), "{}", node.address);
+            assert_eq!(
+                node.identity.as_ref().map(|it| (it.mode.as_str(), it.role.as_str())),
+                Ok(("cluster", "master"))
+            );
+            assert_eq!(node.memory, Ok(Memory { limit: 0, policy: Some("volatile-ttl".to_owned()) }));
+            assert_eq!(node.access.failures, []);
+            assert_eq!(node.access.means, Means::Trial);
+            let missing: Vec<&str> = node.access.denials.iter().map(|denial| denial.command).collect();
+            assert_eq!(missing, if is_one { vec!["GET"] } else { vec![] });
+            assert_eq!(node.get.as_ref().map(Option::is_some), Ok(!is_one));
+        }
+    }
+}
