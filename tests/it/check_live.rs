@@ -1,5 +1,6 @@
 //! `aside check --live`, the command itself, against real servers in good and bad order.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -197,10 +198,40 @@ fn a_certificate_is_verified() {
     assert_eq!(told.code, 1);
     let plain = format!("url = \"rediss://localhost:{}\"\nca = \"{cert}\"", redis.port);
     assert_eq!(check_redis(&plain).code, 1);
+
+    // Any server that speaks TLS will do for an upstream, as it is sent no request.
+    let upstream = format!("https://localhost:{port}");
+    let told = check(&format!("[upstream.api]\nurl = \"{upstream}\"\nca = \"{cert}\""));
+    assert_eq!((told.code, &told.lines[1]), (0, &format!("upstream   api {upstream} connected in # ms")));
+    let told = check(&format!("[upstream.api]\nurl = \"{upstream}\"\nca = \"{other}\""));
+    let begins = format!("warning    upstream: api {upstream} cannot be connected to: invalid peer certificate: ");
+    assert!(told.code == 1 && told.lines[1].starts_with(&begins), "{:?}", told.lines);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_given_up_within_the_bound() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let at = listener.local_addr().expect("an address").to_string();
+    // It answers what is asked while connecting, and keeps its connections open without a word after that.
+    std::thread::spawn(move || {
+        let mut silent = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            for answer in ["%1\r\n+proto\r\n:3\r\n", ":1\r\n", "-ERR no\r\n"] {
+                if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            }
+            silent.push(stream);
+        }
+    });
+    check_unusable(&format!("url = \"redis://{at}\""), &at, "no answer in time");
 }
 
 /// All that the user needs, and no more.
-const LEAST: &str = "+ping +client|id +set +get +getrange +strlen +pexpire +script|load +eval +evalsha +unlink +publish +subscribe ~aside:* &aside:*";
+const LEAST: &str = concat!(
+    "+ping +client|id +set +get +getrange +strlen +pexpire +script|load +eval +evalsha +unlink +publish +subscribe ",
+    "~aside:* &aside:*"
+);
 
 #[test]
 fn what_a_user_lacks_is_named_with_the_line_that_gives_it() {

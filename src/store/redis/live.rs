@@ -112,7 +112,7 @@ pub struct Latency {
 /// Connects as the running proxy would and looks around. It takes a few seconds at most, whatever the servers do.
 pub async fn examine(config: &RedisConfig) -> Result<Found, Unreachable> {
     match client::builder(config) {
-        Ok(builder) => examine_through(builder, config).await,
+        Ok(builder) => examine_through(builder, &config.prefix).await,
         Err(error) => {
             let reason = error.details().to_owned();
             Err(Unreachable { address: "the url of [redis]".to_owned(), reason })
@@ -120,19 +120,24 @@ pub async fn examine(config: &RedisConfig) -> Result<Found, Unreachable> {
     }
 }
 
-async fn examine_through(mut builder: Builder, config: &RedisConfig) -> Result<Found, Unreachable> {
+async fn examine_through(mut builder: Builder, prefix: &str) -> Result<Found, Unreachable> {
     // What keeps the proxy trying for ever would keep the reason from us.
     builder.with_config(|config| config.fail_fast = true);
-    let server = builder.get_config().map(|config| config.server.clone()).unwrap_or_default();
+    let (server, user) = builder.get_config().map(|it| (it.server.clone(), it.username.clone())).unwrap_or_default();
+    let user = user.unwrap_or_else(|| "default".to_owned());
     let client = match connect(&builder).await {
         Ok(client) => client,
-        Err(error) => return Err(Unreachable { address: names(&server), reason: reason::plain(&error) }),
+        Err(error) => {
+            let remedy =
+                reason::refused_command(&error).map(|command| access::granting(&user, &[format!("+{command}")]));
+            let remedy = remedy.map(|remedy| format!("; to be run: {remedy}")).unwrap_or_default();
+            return Err(Unreachable { address: names(&server), reason: reason::plain(&error) + &remedy });
+        }
     };
     let deadline = Instant::now() + ASK_WITHIN;
-    let login = if config.username.is_empty() { "default" } else { &config.username };
-    let nodes = places(&client, &server, &config.prefix).into_iter().map(|place| {
+    let nodes = places(&client, &server, prefix).into_iter().map(|place| {
         let caller = Caller { client: client.clone(), node: place.node, deadline };
-        look_at(caller, place.address, place.key, &config.prefix, login)
+        look_at(caller, place.address, place.key, prefix, &user)
     });
     let nodes = join_all(nodes).await;
     let topology = match server {
@@ -286,25 +291,29 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::process::{Child, Command, Stdio};
 
+    use fred::types::RespVersion;
+    use fred::types::config::Config;
+
     use super::*;
 
-    /// A node of a cluster in a folder of its own; ended by its id.
-    struct ClusterNode {
+    /// A server in a folder of its own; ended by its id.
+    struct Process {
         port: u16,
         process: Child,
         _folder: tempfile::TempDir,
     }
 
-    impl ClusterNode {
-        async fn start() -> Self {
-            let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
-            let bus = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+    impl Process {
+        /// With settings, a line each.
+        async fn start(settings: &str, arguments: &[&str]) -> Self {
+            let port = free_port();
             let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("redis.conf");
+            let place = format!("port {port}\nbind 127.0.0.1\nprotected-mode no\ndir {}\n", folder.path().display());
+            std::fs::write(&file, place + settings).expect("a file");
             let process = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string(), "--bind", "127.0.0.1"])
-                .args(["--cluster-enabled", "yes", "--save", "", "--maxmemory-policy", "volatile-ttl"])
-                .arg("--dir")
-                .arg(folder.path())
+                .arg(&file)
+                .args(arguments)
                 .stdout(Stdio::null())
                 .spawn()
                 .expect("redis-server is installed: `make test` does so");
@@ -313,23 +322,38 @@ mod tests {
             node
         }
 
+        async fn cluster_node() -> Self {
+            let bus = free_port();
+            Self::start(&format!("cluster-enabled yes\ncluster-port {bus}\nmaxmemory-policy volatile-ttl"), &[]).await
+        }
+
         fn url(&self, scheme: &str) -> String {
             format!("{scheme}://127.0.0.1:{}", self.port)
         }
 
         async fn ask(&self, words: &[&str]) -> String {
-            let config = fred::types::config::Config::from_url(&self.url("redis")).expect("a URL");
-            let client = connect(&Builder::from_config(config)).await.expect("a connection");
+            let client = connect(&Builder::from_config(server(&self.url("redis"), None))).await.expect("a connection");
             let caller = Caller { client, node: None, deadline: Instant::now() + ASK_WITHIN };
             caller.call(words).await.expect("an answer").as_string().unwrap_or_default()
         }
     }
 
-    impl Drop for ClusterNode {
+    impl Drop for Process {
         fn drop(&mut self) {
             let _ = self.process.kill();
             let _ = self.process.wait();
         }
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port()
+    }
+
+    fn server(url: &str, user: Option<&str>) -> Config {
+        let mut server = Config::from_url(url).expect("a URL");
+        server.version = RespVersion::RESP3;
+        (server.username, server.password) = (user.map(str::to_owned), user.map(|_| "secret".to_owned()));
+        server
     }
 
     async fn until<H: Future<Output = bool>>(what: &str, holds: impl Fn() -> H) {
@@ -340,21 +364,9 @@ mod tests {
         }
     }
 
-    fn config() -> RedisConfig {
-        RedisConfig {
-            url: "redis://unused".to_owned(),
-            username: "bob".to_owned(),
-            password: Some("secret".to_owned()),
-            tls: None,
-            prefix: "aside".to_owned(),
-            timeout: Duration::from_millis(50),
-            max_object: 1,
-        }
-    }
-
     #[tokio::test]
     async fn every_primary_of_a_cluster_is_looked_at_by_a_user_of_its_own_rights() {
-        let (one, two) = (ClusterNode::start().await, ClusterNode::start().await);
+        let (one, two) = (Process::cluster_node().await, Process::cluster_node().await);
         one.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "9999"]).await;
         two.ask(&["CLUSTER", "ADDSLOTSRANGE", "10000", "16383"]).await;
         let bus = two.ask(&["CLUSTER", "NODES"]).await;
@@ -367,10 +379,8 @@ mod tests {
             let rules = ["ACL", "SETUSER", "bob", "on", ">secret", "~aside:*", "&aside:*", "+@all", "-acl"];
             node.ask(&[&rules[..], &lacks_get].concat()).await;
         }
-        let mut server = fred::types::config::Config::from_url(&one.url("redis-cluster")).expect("a URL");
-        (server.username, server.password) = (Some("bob".to_owned()), Some("secret".to_owned()));
-        server.version = fred::types::RespVersion::RESP3;
-        let found = examine_through(Builder::from_config(server), &config()).await.expect("a cluster");
+        let server = server(&one.url("redis-cluster"), Some("bob"));
+        let found = examine_through(Builder::from_config(server), "aside").await.expect("a cluster");
         assert_eq!((found.topology, found.nodes.len()), (Topology::Cluster, 2));
         for node in found.nodes {
             let is_one = node.address == format!("127.0.0.1:{}", one.port);
@@ -386,5 +396,38 @@ mod tests {
             assert_eq!(missing, if is_one { vec!["GET"] } else { vec![] });
             assert_eq!(node.get.as_ref().map(Option::is_some), Ok(!is_one));
         }
+    }
+
+    #[tokio::test]
+    async fn behind_sentinels_the_primary_is_looked_at() {
+        let primary = Process::start("", &[]).await;
+        let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", primary.port);
+        let sentinel = Process::start(&monitor, &["--sentinel"]).await;
+        let url = sentinel.url("redis-sentinel") + "?sentinelServiceName=mymaster";
+        let examined =
+            |user| async move { examine_through(Builder::from_config(server(user, Some("bob"))), "aside").await };
+        let rules = ["ACL", "SETUSER", "bob", "on", ">secret", "~aside:*", "&aside:*", "+@all", "-role"];
+        primary.ask(&rules).await;
+        let unreachable = examined(&url).await.expect_err("fred asks for the role");
+        assert_eq!(unreachable.address, format!("127.0.0.1:{}", sentinel.port));
+        assert!(unreachable.reason.ends_with("; to be run: ACL SETUSER bob +role"), "{}", unreachable.reason);
+        primary.ask(&["ACL", "SETUSER", "bob", "+role"]).await;
+        let found = examined(&url).await.expect("a primary");
+        assert_eq!((found.topology, found.nodes.len()), (Topology::Sentinel, 1));
+        let node = &found.nodes[0];
+        assert_eq!(node.address, format!("127.0.0.1:{}", primary.port));
+        assert_eq!(node.identity.as_ref().map(|it| (it.mode.as_str(), it.role.as_str())), Ok(("standalone", "master")));
+        assert_eq!(node.access.denials, []);
+    }
+
+    #[tokio::test]
+    async fn a_right_that_connecting_needs_is_named() {
+        let primary = Process::start("", &[]).await;
+        primary.ask(&["ACL", "SETUSER", "bob", "on", ">secret", "+@all", "-select"]).await;
+        let server = server(&primary.url("redis"), Some("bob"));
+        let server = Config { database: Some(3), ..server };
+        let unreachable = examine_through(Builder::from_config(server), "aside").await.expect_err("no right to SELECT");
+        let reason = "this user has no permissions to run the 'select' command; to be run: ACL SETUSER bob +select";
+        assert_eq!(unreachable.reason, reason);
     }
 }

@@ -219,9 +219,13 @@ fn remedy(outcomes: &[(&Need, Outcome)], user: &str, prefix: &str) -> Option<Str
     let pattern = escaped(prefix);
     rules.extend(lacks(KEY, Denied::Key).then(|| format!("~{pattern}:*")));
     rules.extend(lacks(CHANNEL, Denied::Channel).then(|| format!("&{pattern}:*")));
+    (!rules.is_empty()).then(|| granting(user, &rules))
+}
+
+/// The command that adds rules to a user's.
+pub(super) fn granting(user: &str, rules: &[String]) -> String {
     let quoted = |rule: &String| if rule.contains(' ') { format!("'{rule}'") } else { rule.clone() };
-    let rules: Vec<String> = rules.iter().map(quoted).collect();
-    (!rules.is_empty()).then(|| format!("ACL SETUSER {user} {}", rules.join(" ")))
+    format!("ACL SETUSER {user} {}", rules.iter().map(quoted).collect::<Vec<_>>().join(" "))
 }
 
 /// A prefix as part of a pattern that matches it alone.

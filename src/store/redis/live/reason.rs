@@ -5,6 +5,9 @@ use fred::error::{Error, ErrorKind};
 /// The bound on what is repeated of an answer, in characters.
 const QUOTED_MAX: usize = 160;
 
+/// What fred says of a server that does not tell its role.
+const ROLE_UNREAD: &str = "Could not read redis server role.";
+
 /// What fred's texts of system and TLS errors hold, and what it means.
 const MEANINGS: &[(&str, &str)] = &[
     ("ConnectionRefused", "connection refused"),
@@ -50,13 +53,24 @@ pub(super) fn plain(error: &Error) -> String {
     match error.kind() {
         ErrorKind::Canceled => "it closed the connection".to_owned(),
         ErrorKind::Protocol | ErrorKind::Parse => format!("it does not speak as Redis does: {}", quoted(details)),
-        _ => quoted(details.strip_prefix("NOPERM ").unwrap_or(details)),
+        _ => quoted(details.strip_prefix("NOPERM ").unwrap_or(details).trim_end_matches('.')),
     }
 }
 
 /// Whether the user may not do it.
 pub(super) fn is_refusal(error: &Error) -> bool {
     error.details().starts_with("NOPERM")
+}
+
+/// The command that the user may not run, as rules name it.
+pub(super) fn refused_command(error: &Error) -> Option<&str> {
+    let details = error.details();
+    // fred's own words, where the server that sentinels name does not tell its role.
+    if details == ROLE_UNREAD {
+        return Some("role");
+    }
+    let (_, rest) = details.split_once(" to run the '").filter(|_| is_refusal(error))?;
+    rest.split('\'').next()
 }
 
 /// The first of it, on one line.
