@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Problem, units};
-use crate::{demo, server};
+use crate::{check, demo, server};
 
 /// What `serve` and `check` exit with when the configuration has problems.
 const PROBLEMS: u8 = 2;
@@ -40,6 +40,9 @@ enum Command {
         /// Print every effective value and where it came from
         #[arg(long)]
         resolved: bool,
+        /// Connect to Redis and the upstreams and tell what is found; exits with 1 if they cannot be used
+        #[arg(long, conflicts_with = "resolved")]
+        live: bool,
     },
     /// Runs the proxy in front of a slow sample API, with nothing to configure
     Demo,
@@ -69,8 +72,8 @@ fn delay(text: &str) -> Result<Duration, String> {
 pub fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config } => serve(config),
-        Command::Check { file, resolved: false } => check(&file),
-        Command::Check { file, resolved: true } => check_resolved(&file),
+        Command::Check { file, resolved: true, .. } => check_resolved(&file),
+        Command::Check { file, live, .. } => check(&file, live),
         Command::Demo => ended(demo::run()),
         Command::SampleApi { listen, delay } => ended(demo::run_api(listen, delay)),
         Command::Healthcheck { config } => healthcheck(config.as_deref()),
@@ -98,13 +101,24 @@ fn serve(path: PathBuf) -> ExitCode {
     ended(server::start(config, Some(path), Clock::System).map(server::Running::run_until_signal))
 }
 
-fn check(path: &Path) -> ExitCode {
+fn check(path: &Path, live: bool) -> ExitCode {
     match config::load(path) {
         Ok((config, warnings)) => {
             tell(&warnings);
-            print(&summary(path, &config))
+            let printed = print(&summary(path, &config));
+            if live { check_live(&config) } else { printed }
         }
         Err(problems) => refuse(&problems),
+    }
+}
+
+fn check_live(config: &Config) -> ExitCode {
+    match check::live(config) {
+        Ok(report) => {
+            let printed = print(&report.to_string());
+            if report.is_well() { printed } else { ExitCode::FAILURE }
+        }
+        Err(error) => ended(Err(error)),
     }
 }
 

@@ -40,7 +40,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("admin", SHELL),
     ("reload", SHELL),
     ("demo", &["clock", "config", "server", "telemetry"]),
-    ("cli", &["admin", "clock", "config", "demo", "reload", "server", "telemetry"]),
+    ("check", &["config", "store::redis", "upstream"]),
+    ("cli", &["admin", "check", "clock", "config", "demo", "reload", "server", "telemetry"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];

@@ -8,6 +8,7 @@ mod error;
 mod framing;
 mod health;
 mod outgoing;
+mod probe;
 mod room;
 mod server;
 
@@ -22,6 +23,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use self::balance::Turn;
 pub use self::body::ResponseBody;
 pub use self::error::UpstreamError;
+pub use self::probe::{Reached, probe};
 use self::room::Room;
 use self::server::Server;
 use crate::telemetry::Telemetry;

@@ -51,12 +51,7 @@ impl Server {
         let scheme = url.scheme().cloned().unwrap_or(Scheme::HTTP);
         let authority = own_authority(url, &scheme);
         let host = Host::new(&config.host, &authority);
-        let tls = |offer| {
-            let name = host.server_name(&authority);
-            (scheme == Scheme::HTTPS).then(|| Tls::new(connect::offering(&config.tls, offer), name)).flatten()
-        };
-        let connector = |offer| Connector::new(url.clone(), tls(offer), config.connect_timeout);
-        let (any, http1) = (connector(Offer::Any), connector(Offer::Http1));
+        let (any, http1) = (connector(config, url, Offer::Any), connector(config, url, Offer::Http1));
         let pools = (0..workers.max(1))
             .map(|_| {
                 let any = connect::client(any.clone());
@@ -66,7 +61,7 @@ impl Server {
             .collect();
         Self {
             upstream: Arc::clone(&config.name),
-            url: url.to_string().trim_end_matches('/').to_owned(),
+            url: named(url),
             base_path: url.path().trim_end_matches('/').into(),
             health: Health::new(config.breaker),
             in_flight: AtomicUsize::new(0),
@@ -160,6 +155,21 @@ impl Server {
             }
         }
     }
+}
+
+/// What connects to the server at `url`.
+pub(super) fn connector(config: &UpstreamConfig, url: &Uri, offer: Offer) -> Connector {
+    let scheme = url.scheme().unwrap_or(&Scheme::HTTP);
+    let authority = own_authority(url, scheme);
+    let host = Host::new(&config.host, &authority);
+    let tls = || Tls::new(connect::offering(&config.tls, offer), host.server_name(&authority));
+    let tls = (*scheme == Scheme::HTTPS).then(tls).flatten();
+    Connector::new(url.clone(), tls, config.connect_timeout)
+}
+
+/// As logs and figures name it.
+pub(super) fn named(url: &Uri) -> String {
+    url.to_string().trim_end_matches('/').to_owned()
 }
 
 /// The URL's authority without userinfo and without its scheme's default port.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod broken;
+mod check_live;
 mod collapse;
 mod protocols;
 mod redis;

@@ -4,6 +4,7 @@ mod breaker;
 mod client;
 mod errors;
 mod follow;
+pub mod live;
 mod lookup;
 mod pending;
 mod writes;
