@@ -7,6 +7,7 @@ mod collapse;
 mod protocols;
 mod redis;
 mod redis_access;
+mod redis_topology;
 mod reload;
 mod serving;
 mod unsafe_methods;
