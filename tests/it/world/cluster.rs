@@ -40,9 +40,9 @@ impl Cluster {
         cluster
     }
 
-    /// What a configuration says: two of the nodes.
+    /// What a configuration says: the first of the nodes, which a client learns the others of.
     pub fn url(&self) -> String {
-        format!("redis-cluster://127.0.0.1:{}?node=127.0.0.1:{}", self.primaries[0].port, self.primaries[1].port)
+        format!("redis-cluster://127.0.0.1:{}", self.primaries[0].port)
     }
 
     /// How many records each primary has.

@@ -1,11 +1,12 @@
-//! Clients that ask without pause, and what they were answered.
+//! Clients that ask without pause, and what comes of Redis meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::{Proxy, client};
+use super::{Origin, Proxy, client};
 
 /// How many clients ask at one time.
 const CLIENTS: usize = 4;
@@ -59,7 +60,7 @@ impl Load {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await.expect("answers keep coming");
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("answers keep coming");
     }
 
     /// Stops; panics if an answer was wrong.
@@ -86,4 +87,61 @@ async fn ask(client: &reqwest::Client, path: &str, url: &str) -> Result<(), Stri
     // The upstream answers with the path and how often it was asked for it.
     let is_right = status == 200 && body.rsplit_once(' ').is_some_and(|(of, _)| of == path);
     if is_right { Ok(()) } else { Err(format!("{path}: {status} {body:?} ({told})")) }
+}
+
+/// Hits that must come from Redis, within so long after there is a primary again.
+pub const RESUME_WITHIN: Duration = Duration::from_secs(5);
+
+/// A configuration without a memory tier, with a route for each of two paths; `redis`: the keys of its table.
+pub fn two_routes_with_redis(origin: &Origin, redis: &str) -> String {
+    let (upstream, route) = (origin.url(), |name: &str| {
+        format!("[[route]]\nname = \"{name}\"\npath = \"/{name}/{{*rest}}\"\nttl = \"10m\"\nttl_jitter = 0.0\n")
+    });
+    format!(
+        "[memory]\nmax_size = \"0\"\n[redis]\n{redis}\ntimeout = \"250ms\"\n[upstream.api]\nurl = \"{upstream}\"\n{}{}",
+        route("one"),
+        route("two")
+    )
+}
+
+/// As many paths of a route.
+pub fn paths(route: &str, count: usize) -> Vec<String> {
+    (0..count).map(|nth| format!("/{route}/{nth}")).collect()
+}
+
+/// How many of its answers came from Redis.
+async fn hits_from_redis(proxy: &Proxy, route: &str) -> u64 {
+    proxy.stats().await["routes"][route]["hits_redis"].as_u64().expect("a count")
+}
+
+/// Waits until Redis is used.
+pub async fn until_up(proxy: &Proxy) {
+    let begun = Instant::now();
+    loop {
+        let stats = proxy.stats().await;
+        if stats["redis"]["state"] == "up" && stats["redis"]["breaker"] == "closed" {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "redis was not reached: {stats:#}");
+    }
+}
+
+/// Waits until as many more hits come from Redis; how long that took.
+pub async fn until_hits(proxy: &Proxy, route: &str, more: u64) -> Duration {
+    let begun = Instant::now();
+    let enough = hits_from_redis(proxy, route).await + more;
+    while hits_from_redis(proxy, route).await < enough {
+        assert!(begun.elapsed() < RESUME_WITHIN, "no hits from redis: {:#}", proxy.stats().await["redis"]);
+        tokio::task::yield_now().await;
+    }
+    begun.elapsed()
+}
+
+/// Waits, bounded, without keeping the load from going on.
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not so: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

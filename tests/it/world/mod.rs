@@ -5,6 +5,7 @@ pub mod load;
 pub mod origin;
 pub mod proxy;
 pub mod redis;
+pub mod relay;
 pub mod sentinels;
 
 use std::sync::Once;

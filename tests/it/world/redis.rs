@@ -110,9 +110,18 @@ impl Redis {
     /// Sends one command, its words apart by spaces, and returns the whole answer as text, an array's elements one a
     /// line; none when nothing answers.
     pub fn ask(&self, line: &str) -> Option<String> {
-        let mut stream = self.connection()?;
-        stream.write_all(format!("{line}\r\n").as_bytes()).ok()?;
-        reply(&mut BufReader::new(stream))
+        self.session(&[line]).pop()
+    }
+
+    /// Sends commands on one connection; their answers, as far as there were any.
+    pub fn session(&self, lines: &[&str]) -> Vec<String> {
+        let Some(mut stream) = self.connection() else { return Vec::new() };
+        let sent = lines.iter().map(|line| format!("{line}\r\n")).collect::<String>();
+        if stream.write_all(sent.as_bytes()).is_err() {
+            return Vec::new();
+        }
+        let mut reader = BufReader::new(stream);
+        lines.iter().map_while(|_| reply(&mut reader)).collect()
     }
 
     /// The same, which must be answered and not with an error.
