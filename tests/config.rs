@@ -91,8 +91,27 @@ fn a_mistake_is_told_with_its_line_and_what_was_expected() {
 fn mistakes_about_redis_are_told_without_its_password() {
     check("[redis]\nprefix = \"x\"", "4: redis: no url; expected for example url = \"redis://127.0.0.1:6379\"");
     check(
-        "[redis]\nurl = \"redis-cluster://a\"",
-        "5: redis.url: \"redis-cluster://a\" has a scheme that is not known; expected one of redis, rediss, redis+unix, valkey, valkeys",
+        "[redis]\nurl = \"http://a\"",
+        "5: redis.url: \"http://a\" has a scheme that is not known; expected redis, rediss, redis+unix, redis-cluster, \
+         rediss-cluster, redis-sentinel or rediss-sentinel, or the same with valkey and valkeys",
+    );
+    check(
+        "[redis]\nurl = \"redis-sentinel://a\"",
+        "5: redis.url: \"redis-sentinel://a\" does not say which service the sentinels watch; expected for example \
+         \"redis-sentinel://host1:26379?node=host2:26379&sentinelServiceName=mymaster\"",
+    );
+    check(
+        "[redis]\nurl = \"redis-sentinel://a?sentinelServiceName=main&sentinelPassword=secret\"",
+        "5: redis.url: a password is not written into the file; expected password = \"env:NAME\" or url = \"env:NAME\"",
+    );
+    check(
+        "[redis]\nurl = \"redis-cluster://a\"\nsentinel_username = \"me\"",
+        "5: redis.url: \"redis-cluster://a\" names no sentinels, though there are credentials for them; expected \
+         redis-sentinel://",
+    );
+    check(
+        "[redis]\nurl = \"redis-sentinel://a?sentinelServiceName=main\"\nsentinel_password = \"secret\"",
+        "6: redis.sentinel_password: a secret is not written into the file; expected \"env:NAME\" or \"file:PATH\"",
     );
     check(
         "[redis]\nurl = \"redis://me:secret@a\"",

@@ -167,6 +167,8 @@ mod tests {
         RedisConfig {
             url: "redis://there:1".to_owned(),
             username: String::new(),
+            sentinel_username: String::new(),
+            sentinel_password: None,
             password: None,
             tls: None,
             prefix: "aside".to_owned(),

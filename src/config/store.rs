@@ -3,13 +3,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::reader::Reader;
+use super::reader::{Given, Reader};
 use super::server::secret;
 use super::{tls, units};
 use crate::store::redis::RedisConfig;
-
-/// What a Redis URL may begin with.
-const SCHEMES: &[&str] = &["redis", "rediss", "redis+unix", "valkey", "valkeys"];
 
 /// `[memory]`, checked; all in bytes.
 pub(super) struct Memory {
@@ -59,17 +56,32 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let url = url(reader);
     let username = reader.string("username", "");
     let password = secret(reader, "password");
+    let sentinel_username = reader.string("sentinel_username", "");
+    let sentinel_password = secret(reader, "sentinel_password");
     let prefix = reader.string("prefix", "aside");
     let timeout = reader.positive_duration("timeout", "50ms");
     let max_object = reader.size("max_object", "8 MiB");
-    let encrypted = url.as_deref().is_some_and(|url| url.starts_with("rediss:") || url.starts_with("valkeys:"));
+    let encrypted = url.as_deref().is_some_and(RedisConfig::is_encrypted);
     let client = tls::client(reader, encrypted, false);
     reader.finish();
     let url = url?;
-    let mut material = [url.as_bytes(), b"\n", password.as_deref().unwrap_or_default().as_bytes(), b"\n"].concat();
+    let secrets = [&password, &sentinel_password].map(|secret| secret.as_deref().unwrap_or_default());
+    let mut material = [url.as_str(), secrets[0], secrets[1], ""].join("\n").into_bytes();
     material.extend(client.iter().flat_map(|client| &client.material));
     let tls = client.filter(|_| encrypted).map(|client| client.config);
-    Some((RedisConfig { url, username, password, tls, prefix, timeout, max_object }, material))
+    let config =
+        RedisConfig { url, username, password, sentinel_username, sentinel_password, tls, prefix, timeout, max_object };
+    let given = reader.given("url")?;
+    match config.problem() {
+        Some(what) => {
+            let told = given.text().unwrap_or_default();
+            let named = if units::is_secret(told) { "what " } else { "" };
+            let names = if units::is_secret(told) { " names" } else { "" };
+            refuse(reader, &given, &format!("{named}{told:?}{names} {what}"));
+            None
+        }
+        None => Some((config, material)),
+    }
 }
 
 /// The URL, from the environment or a file where it says so: only there may a password be in it.
@@ -82,36 +94,24 @@ fn url(reader: &Reader<'_>) -> Option<String> {
         reader.problem("url", &given, "is not a URL; expected for example \"redis://127.0.0.1:6379\"");
         return None;
     };
-    let refuse = |what: &str| reader.notes.problem(given.line, format!("{}: {what}", reader.path("url")));
     reader.record("url", Some(format!("{text:?}")), given.source.clone());
     if units::is_secret(text) {
-        let url = units::secret(text).map_err(|what| refuse(&what)).ok()?;
-        return well_formed(&url).map_err(|what| refuse(&format!("what {text:?} names {what}"))).ok().map(|()| url);
+        return units::secret(text).map_err(|what| refuse(reader, &given, &what)).ok();
     }
     if has_password(text) {
-        refuse("a password is not written into the file; expected password = \"env:NAME\" or url = \"env:NAME\"");
+        let what = "a password is not written into the file; expected password = \"env:NAME\" or url = \"env:NAME\"";
+        refuse(reader, &given, what);
         return None;
     }
-    well_formed(text).map_err(|what| refuse(&format!("{text:?} {what}"))).ok().map(|()| text.to_owned())
+    Some(text.to_owned())
+}
+
+fn refuse(reader: &Reader<'_>, url: &Given<'_>, what: &str) {
+    reader.notes.problem(url.line, format!("{}: {what}", reader.path("url")));
 }
 
 fn has_password(url: &str) -> bool {
     let authority = url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or(""));
     authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
-        || url.split_once('?').is_some_and(|(_, query)| query.contains("password="))
-}
-
-fn well_formed(url: &str) -> Result<(), String> {
-    let expected = SCHEMES.join(", ");
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("is not a URL; expected for example \"redis://127.0.0.1:6379\"".to_owned());
-    };
-    if !SCHEMES.contains(&scheme) {
-        return Err(format!("has a scheme that is not known; expected one of {expected}"));
-    }
-    if rest.is_empty() {
-        Err("has no host; expected for example \"redis://127.0.0.1:6379\"".to_owned())
-    } else {
-        Ok(())
-    }
+        || url.split_once('?').is_some_and(|(_, query)| query.to_ascii_lowercase().contains("password="))
 }

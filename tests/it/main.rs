@@ -8,6 +8,8 @@ mod collapse;
 mod protocols;
 mod redis;
 mod redis_access;
+mod redis_topology;
+mod redis_trouble;
 mod reload;
 mod serving;
 mod unsafe_methods;

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use fred::clients::{Client, WithOptions};
-use fred::error::{Error, ErrorKind};
+use fred::error::Error;
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
-    Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig, TlsConnector, UnresponsiveConfig,
+    ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
-use fred::types::{Builder, ConnectHandle, RespVersion};
+use fred::types::{Builder, ConnectHandle};
 use socket2::TcpKeepalive;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsConnector as RustlsConnector;
 
 use super::breaker::Breaker;
 use super::errors::force_reconnection;
+use super::server::server;
 use super::writes::Queue;
 use super::{RedisConfig, RedisTier};
 
@@ -213,8 +213,10 @@ pub(super) fn builder(config: &RedisConfig) -> Result<Builder, Error> {
         connection_timeout: CONNECT_TIMEOUT,
         internal_command_timeout: CONNECT_TIMEOUT,
         max_command_attempts: 3,
-        // Below the attempts: a cluster's ASK would otherwise end the router.
-        max_redirections: 2,
+        // None is followed. fred answers ASK by sending the command to the old node again, takes the answer of another
+        // command for that to ASKING, and ends its router when the command may be tried once. After MOVED it reads the
+        // cluster's slots anew all the same, so that the next command goes where it should.
+        max_redirections: 0,
         max_command_buffer_len: 0,
         unresponsive: UnresponsiveConfig { max_timeout: Some(CONNECT_TIMEOUT), interval: PROBE_INTERVAL },
         reconnect_on_auth_error: true,
@@ -232,44 +234,4 @@ fn tcp() -> TcpConfig {
         user_timeout: Some(SOCKET_TIMEOUT),
         ..TcpConfig::default()
     }
-}
-
-/// The server, credentials and TLS of a configuration.
-fn server(config: &RedisConfig) -> Result<Config, Error> {
-    let (scheme, rest) = config
-        .url
-        .split_once("://")
-        .ok_or_else(|| Error::new(ErrorKind::Url, "no scheme; expected redis://, rediss:// or redis+unix://"))?;
-    // fred's own TLS set-up for rediss:// depends on a process-wide choice of cryptography; ours does not.
-    let (scheme, secure) = match scheme {
-        "redis" | "valkey" => ("redis", false),
-        "rediss" | "valkeys" => ("redis", true),
-        "redis+unix" | "valkey+unix" => ("redis+unix", false),
-        other => return Err(Error::new(ErrorKind::Url, format!("the scheme {other:?} is not supported"))),
-    };
-    let mut server = Config::from_url(&format!("{scheme}://{rest}"))?;
-    server.version = RespVersion::RESP3;
-    server.fail_fast = false;
-    if !config.username.is_empty() {
-        server.username = Some(config.username.clone());
-    }
-    if let Some(password) = &config.password {
-        server.password = Some(password.clone());
-    }
-    if secure {
-        let tls = config.tls.clone().map_or_else(native_tls, Ok)?;
-        server.tls = Some(TlsConnector::Rustls(RustlsConnector::from(tls)).into());
-    }
-    Ok(server)
-}
-
-/// TLS that trusts the system's certificate authorities.
-fn native_tls() -> Result<Arc<rustls::ClientConfig>, Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(ErrorKind::Tls, error.to_string()))?;
-    Ok(Arc::new(versions.with_root_certificates(roots).with_no_client_auth()))
 }

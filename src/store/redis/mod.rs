@@ -7,6 +7,7 @@ mod follow;
 pub mod live;
 mod lookup;
 mod pending;
+mod server;
 mod writes;
 
 use std::sync::atomic::Ordering;
@@ -34,12 +35,17 @@ const ORDERS_MAX: usize = 1024;
 /// How Redis is reached and used.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// `redis://`, `rediss://`, `redis+unix://`, `valkey://`, `valkeys://`, with optional database.
+    /// `redis://`, `redis+unix://`, `redis-cluster://`, `redis-sentinel://`; with TLS `rediss://` and so on; or the same
+    /// with `valkey` and `valkeys`.
     pub url: String,
     /// ACL user; empty: the default one.
     pub username: String,
     /// Password.
     pub password: Option<String>,
+    /// The sentinels' own ACL user; empty: the default one.
+    pub sentinel_username: String,
+    /// The sentinels' own password.
+    pub sentinel_password: Option<String>,
     /// Private CA and client certificate for TLS.
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// What every key begins with.
@@ -51,7 +57,12 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
-    /// Why no client can be built from it, for people; none when all is well. Nothing is connected to.
+    /// Whether a URL asks for TLS.
+    pub fn is_encrypted(url: &str) -> bool {
+        server::is_encrypted(url)
+    }
+
+    /// What its URL is or has, and what was expected, where no client can be built from it. Nothing is connected to.
     pub fn problem(&self) -> Option<String> {
         client::builder(self).err().map(|error| error.details().to_owned())
     }

@@ -10,6 +10,8 @@ pub(super) fn redis_config(url: String) -> RedisConfig {
         url,
         username: String::new(),
         password: None,
+        sentinel_username: String::new(),
+        sentinel_password: None,
         tls: None,
         prefix: "t".to_owned(),
         timeout: Duration::from_millis(500),
@@ -341,17 +343,40 @@ fn trust(certificate: &rustls_pki_types::CertificateDer<'static>) -> Arc<rustls:
 }
 
 #[test]
-fn a_configuration_that_no_client_can_be_built_from_is_told() {
-    let check = |url: &str, is_fine: bool| {
-        assert_eq!(redis_config(url.to_owned()).problem().is_none(), is_fine, "{url}");
+fn a_url_that_no_client_can_be_built_from_is_told_with_what_was_expected() {
+    let fine = |url: &str| assert_eq!(redis_config(url.to_owned()).problem(), None, "{url}");
+    fine("redis://localhost");
+    fine("valkey://user:pw@localhost:1/3");
+    fine("rediss://localhost:6380");
+    fine("valkeys://localhost");
+    fine("redis+unix:///run/redis.sock");
+    fine("valkey+unix:///run/valkey.sock");
+    fine("redis-cluster://a:7000?node=b:7001&node=c:7002");
+    fine("rediss-cluster://a:7000");
+    fine("valkey-cluster://a");
+    fine("valkeys-cluster://user:pw@a");
+    fine("redis-sentinel://a:26379?sentinelServiceName=main&node=b:26380");
+    fine("rediss-sentinel://a/2?sentinelServiceName=main");
+    fine("valkey-sentinel://a?sentinelServiceName=main&sentinelUsername=u&sentinelPassword=p");
+    let check = |url: &str, expected: &str| {
+        let problem = redis_config(url.to_owned()).problem().unwrap_or_default();
+        assert!(problem.contains(expected), "{url}: {problem:?}");
     };
-    check("redis://localhost", true);
-    check("valkey://user:pw@localhost:1/3", true);
-    check("rediss://localhost:6380", true);
-    check("valkeys://localhost", true);
-    check("redis+unix:///run/redis.sock", true);
-    check("http://localhost", false);
-    check("redis-cluster://localhost", false);
-    check("localhost:6379", false);
-    check("redis://localhost/x", false);
+    check("http://localhost", "has a scheme that is not known; expected redis, rediss, redis+unix, redis-cluster");
+    check("rediss+unix:///run/redis.sock", "has a scheme that is not known");
+    check("redis-ring://a", "has a scheme that is not known");
+    check("localhost:6379", "is not a URL; expected for example \"redis://127.0.0.1:6379\"");
+    check("redis://", "has no host");
+    check("redis://user@:6379", "has no host");
+    check("redis+unix://", "has no path; expected for example \"redis+unix:///run/redis.sock\"");
+    check("redis://localhost/x", "has a path that is not a database; expected a number of 0 to 255");
+    check("redis://localhost:port", "has a host or port that cannot be read (InvalidPort)");
+    check("redis://a?node=b:1", "has a parameter \"node\" that is not known here; expected none, or redis-cluster://");
+    check("redis-cluster://a/1", "has a database, which a cluster does not");
+    check("redis-cluster://a?nodes=b:1", "has a parameter \"nodes\" that is not known here; expected for example");
+    check("redis-cluster://a?node=b", "has a node \"b\" that is not a host with its port");
+    check("redis-sentinel://a:26379", "does not say which service the sentinels watch; expected for example");
+    check("redis-sentinel://a:26379?sentinelServiceName=", "does not say which service the sentinels watch");
+    let stray = RedisConfig { sentinel_password: Some("pw".to_owned()), ..redis_config("redis://a".to_owned()) };
+    assert!(stray.problem().unwrap_or_default().starts_with("names no sentinels"), "{:?}", stray.problem());
 }

@@ -1,14 +1,21 @@
 //! The parts a test is made of: a real upstream, a real Redis, the proxy itself, and real clients.
 
+pub mod cluster;
+pub mod load;
 pub mod origin;
 pub mod proxy;
 pub mod redis;
+pub mod relay;
+pub mod sentinels;
 
 use std::sync::Once;
 
+pub use cluster::Cluster;
+pub use load::Load;
 pub use origin::{Origin, RawOrigin, reply};
 pub use proxy::Proxy;
 pub use redis::Redis;
+pub use sentinels::Sentinels;
 
 /// A client that keeps connections, follows no redirects, and says HTTP/1.1.
 pub fn client() -> reqwest::Client {
