@@ -45,6 +45,13 @@ async fn with_a_password() {
 }
 
 #[tokio::test]
+async fn to_valkey() {
+    let valkey = Redis::start_valkey();
+    assert!(valkey.reports("server_name:valkey"));
+    check(&format!("url = \"{}\"", valkey.url().replace("redis", "valkey"))).await;
+}
+
+#[tokio::test]
 async fn by_a_unix_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("redis.sock").display().to_string();

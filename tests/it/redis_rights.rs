@@ -86,6 +86,13 @@ async fn suffice_for_a_database_of_its_own() {
 }
 
 #[tokio::test]
+async fn suffice_for_valkey() {
+    let (valkey, folder) = (Redis::start_valkey(), tempfile::tempdir().unwrap());
+    grant(&valkey, told()[0]);
+    live(&origin(), &credentials(folder.path(), &valkey.url().replace("redis", "valkey")), &[&valkey]).await;
+}
+
+#[tokio::test]
 async fn suffice_in_a_cluster() {
     let (cluster, folder) = (Cluster::start(false), tempfile::tempdir().unwrap());
     let servers: Vec<&Redis> = cluster.primaries.iter().collect();

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,14 @@ impl Redis {
         Self::start_program("redis-server".into(), arguments)
     }
 
-    /// Another program that takes the same arguments.
-    pub fn start_program(program: OsString, arguments: &[&str]) -> Self {
+    /// Valkey, which takes the same arguments.
+    pub fn start_valkey() -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/valkey/valkey-server");
+        assert!(program.exists(), "{} is not there: `make test` fetches it", program.display());
+        Self::start_program(program.into(), &[])
+    }
+
+    fn start_program(program: OsString, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|it| (*it).to_owned()).collect();
         let folder = tempfile::tempdir().expect("a folder");
         let mut redis = Self { port: free_port(), tls_port: None, program, arguments, folder, process: None };
