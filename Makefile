@@ -4,13 +4,14 @@
 .PHONY: build test lint conformance image demo redis-server clean
 
 CONFORMANCE := tests/conformance
+VALKEY := target/valkey/valkey-server
 IMAGE ?= aside
 
 build:
 	cargo build --release --locked
 
-# Every test: unit, integration (real redis-server processes on free ports) and documentation.
-test: redis-server
+# Every test: unit, integration (real redis-server and valkey-server processes on free ports) and documentation.
+test: redis-server $(VALKEY)
 	@if command -v cargo-nextest >/dev/null; then \
 		set -ex; cargo nextest run --locked --all-targets --no-fail-fast; \
 	else \
@@ -40,6 +41,9 @@ demo:
 # The tests start servers of their own; the package's service stays off.
 redis-server:
 	@command -v redis-server >/dev/null || .ci/install-redis-server
+
+$(VALKEY): .ci/valkey.txt .ci/fetch-valkey
+	.ci/fetch-valkey $@
 
 clean:
 	cargo clean

@@ -121,6 +121,21 @@ fn mistakes_about_redis_are_told_without_its_password() {
         "[redis]\nurl = \"redis://a\"\npassword = \"secret\"",
         "6: redis.password: a secret is not written into the file; expected \"env:NAME\" or \"file:PATH\"",
     );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "redis://:pass?word@a").unwrap();
+    let place = format!("file:{}", file.path().display());
+    check(
+        &format!("[redis]\nurl = {place:?}"),
+        &format!("5: redis.url: what {place:?} names has no host; expected for example \"redis://127.0.0.1:6379\""),
+    );
+    std::fs::write(file.path(), "redis://me:pass@a?word@b").unwrap();
+    check(
+        &format!("[redis]\nurl = {place:?}"),
+        &format!(
+            "5: redis.url: what {place:?} names has a parameter that is not known here; expected none, or \
+             redis-cluster:// or redis-sentinel://"
+        ),
+    );
     check("[redis]\nurl = \"redis://a\"\ncompress = true", "6: unknown key \"compress\" in redis");
 }
 

@@ -75,9 +75,8 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     match config.problem() {
         Some(what) => {
             let told = given.text().unwrap_or_default();
-            let named = if units::is_secret(told) { "what " } else { "" };
-            let names = if units::is_secret(told) { " names" } else { "" };
-            refuse(reader, &given, &format!("{named}{told:?}{names} {what}"));
+            let told = if units::is_secret(told) { format!("what {told:?} names") } else { format!("{told:?}") };
+            refuse(reader, &given, &format!("{told} {what}"));
             None
         }
         None => Some((config, material)),

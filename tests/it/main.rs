@@ -8,6 +8,7 @@ mod collapse;
 mod protocols;
 mod redis;
 mod redis_access;
+mod redis_rights;
 mod redis_topology;
 mod redis_trouble;
 mod reload;

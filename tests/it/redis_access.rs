@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::world::proxy::one_route;
-use crate::world::{Origin, Proxy, Redis, client, get};
+use crate::world::{Certificates, Cluster, Origin, Proxy, Redis, Sentinels, client, get};
 
 /// `redis`: the `[redis]` table's keys. What one process stores, another finds.
 async fn check(redis: &str) {
@@ -45,6 +45,13 @@ async fn with_a_password() {
 }
 
 #[tokio::test]
+async fn to_valkey() {
+    let valkey = Redis::start_valkey();
+    assert!(valkey.reports("server_name:valkey"));
+    check(&format!("url = \"{}\"", valkey.url().replace("redis", "valkey"))).await;
+}
+
+#[tokio::test]
 async fn by_a_unix_socket() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("redis.sock").display().to_string();
@@ -65,4 +72,21 @@ async fn over_tls_with_a_private_ca() {
     let files = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &cert];
     let _redis = Redis::start_with(&[&["--tls-port", &tls_port, "--tls-auth-clients", "no"], &files[..]].concat());
     check(&format!("url = \"rediss://localhost:{port}\"\nca = \"{cert}\"")).await;
+}
+
+#[tokio::test]
+async fn over_tls_to_a_cluster_whose_nodes_prove_the_urls_host() {
+    // The nodes know each other by address, which the certificate does not name.
+    let certificates = Certificates::of_server(&["localhost"]);
+    let cluster = Cluster::start_encrypted(&certificates);
+    let url = format!("rediss-cluster://localhost:{}", cluster.primaries[0].client_port());
+    check(&format!("url = \"{url}\"\n{}", certificates.client_keys())).await;
+}
+
+#[tokio::test]
+async fn over_tls_to_sentinels_and_the_server_they_know() {
+    let certificates = Certificates::of_server(&["127.0.0.1"]);
+    let redis = Sentinels::start_encrypted(&certificates);
+    let url = redis.url().replace("redis-sentinel", "rediss-sentinel");
+    check(&format!("url = \"{url}\"\n{}", certificates.client_keys())).await;
 }

@@ -72,6 +72,21 @@ async fn when_sentinels_demote_a_primary_clients_see_nothing_and_writes_go_to_th
     promoted.load.stop().await;
 }
 
+#[tokio::test]
+async fn when_the_sentinels_that_a_client_learnt_of_are_gone_it_asks_those_it_was_told_of() {
+    let (origin, mut redis) = (Origin::counting(&[]), Sentinels::start(0));
+    let proxy = Proxy::start(&two_routes_with_redis(&origin, &format!("url = \"{}\"", redis.url())));
+    until_up(&proxy).await;
+    let load = Load::start(&proxy, &paths("one", 16));
+    until_hits(&proxy, "one", 100).await;
+    // Of the two that the URL names the second is asked first, and tells of the two others.
+    redis.sentinels[0].kill();
+    redis.sentinels[2].kill();
+    redis.primary.tell("CLIENT KILL TYPE normal SKIPME yes");
+    until_hits(&proxy, "one", 100).await;
+    load.stop().await;
+}
+
 /// Paths of route `two` whose records a primary of the cluster has, found by storing them one after another.
 async fn paths_on(cluster: &Cluster, proxy: &Proxy, primary: usize, count: usize) -> Vec<String> {
     let (client, mut found) = (client(), Vec::new());
@@ -89,8 +104,8 @@ async fn paths_on(cluster: &Cluster, proxy: &Proxy, primary: usize, count: usize
     found
 }
 
-#[tokio::test]
-async fn when_a_replica_replaces_a_killed_primary_of_a_cluster_clients_see_nothing_and_hits_resume_for_its_slots() {
+/// Has a replica replace the one node of a cluster that the URL names, while clients ask; `displace` is done to it.
+async fn check_replacement(displace: impl FnOnce(&mut Redis)) {
     let (origin, mut cluster) = (Origin::counting(&[]), Cluster::start(true));
     let proxy = Proxy::start(&two_routes_with_redis(&origin, &format!("url = \"{}\"", cluster.url())));
     until_up(&proxy).await;
@@ -99,13 +114,39 @@ async fn when_a_replica_replaces_a_killed_primary_of_a_cluster_clients_see_nothi
     let load_of_lost = Load::start(&proxy, &lost);
     until_hits(&proxy, "one", 100).await;
     until_hits(&proxy, "two", 100).await;
-    // The one node that the URL names.
-    cluster.primaries[0].kill();
+    displace(&mut cluster.primaries[0]);
     until("its replica is promoted", || cluster.replicas[0].is_primary()).await;
     let (others, own) = (until_hits(&proxy, "one", 100).await, until_hits(&proxy, "two", 100).await);
     println!("hits from redis {others:?} after the promotion, of its slots {own:?} later, {} answers", load.answered());
     load.stop().await;
     load_of_lost.stop().await;
+}
+
+#[tokio::test]
+async fn when_a_replica_replaces_a_killed_primary_of_a_cluster_clients_see_nothing_and_hits_resume_for_its_slots() {
+    check_replacement(Redis::kill).await;
+}
+
+#[tokio::test]
+async fn when_a_replica_replaces_a_frozen_primary_of_a_cluster_hits_resume_as_well() {
+    check_replacement(|primary| primary.signal("STOP")).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_lost_slots_for_good_is_done_without_until_they_are_served_again() {
+    let (origin, mut cluster) = (Origin::counting(&[]), Cluster::start(false));
+    let proxy = Proxy::start(&two_routes_with_redis(&origin, &format!("url = \"{}\"", cluster.url())));
+    until_up(&proxy).await;
+    let load = Load::start(&proxy, &paths("one", 16));
+    until_hits(&proxy, "one", 100).await;
+    cluster.primaries[2].kill();
+    until("the others know", || cluster.primaries[0].tell("CLUSTER INFO").contains("cluster_state:fail")).await;
+    load.more(100).await;
+    cluster.primaries[2].restart();
+    until("all is served", || cluster.primaries.iter().all(|it| it.tell("CLUSTER INFO").contains("cluster_state:ok")))
+        .await;
+    until_hits(&proxy, "one", 100).await;
+    load.stop().await;
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, watch};
 
 use super::breaker::Breaker;
-use super::errors::force_reconnection;
+use super::errors::{force_reconnection, knows_no_sentinel};
 use super::server::server;
 use super::writes::Queue;
 use super::{RedisConfig, RedisTier};
@@ -123,7 +123,8 @@ impl Drop for Connection {
 }
 
 /// Keeps a lane connected for as long as the runtime lives: revives the connection's task when it ends, probes an
-/// open breaker, and replaces a client that stays stuck while a fresh one is answered.
+/// open breaker, and replaces a client that stays stuck, or that knows no sentinel that lives, while a fresh one is
+/// answered.
 pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Builder) {
     let lane = &tier.lanes[index];
     let mut connection = match Connection::open(&builder) {
@@ -133,7 +134,7 @@ pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Build
     lane.client.store(Some(Arc::new(connection.client.clone())));
     let mut errors = connection.client.error_rx();
     let mut open_since = None;
-    let mut is_new = true;
+    let (mut is_new, mut is_lost) = (true, false);
     loop {
         tokio::select! {
             _ended = &mut connection.task => {
@@ -141,9 +142,14 @@ pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Build
                 connection.task = connection.client.connect();
             }
             error = errors.recv() => match error {
-                // The control lane speaks for all of them.
-                Ok((error, _)) if index == tier.control() => tier.reports.error(&error),
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Ok((error, _)) => {
+                    is_lost |= knows_no_sentinel(&error);
+                    // The control lane speaks for all of them.
+                    if index == tier.control() {
+                        tier.reports.error(&error);
+                    }
+                }
+                Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => errors = connection.client.error_rx(),
             },
             () = tokio::time::sleep(if is_new { CONNECTED_INTERVAL } else { PROBE_INTERVAL }) => {}
@@ -163,7 +169,8 @@ pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Build
         if probe(&tier, index).await {
             continue;
         }
-        if since.elapsed() >= REBUILD_AFTER {
+        if is_lost || since.elapsed() >= REBUILD_AFTER {
+            is_lost = false;
             open_since = Some(Instant::now());
             if let Some(fresh) = answering(&builder, tier.config.timeout).await {
                 lane.client.store(Some(Arc::new(fresh.client.clone())));

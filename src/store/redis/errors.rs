@@ -177,6 +177,11 @@ pub(super) async fn force_reconnection(client: Arc<Client>) {
     let _ = tokio::time::timeout(RECONNECTION_TIMEOUT, client.force_reconnection()).await;
 }
 
+/// Whether none of the sentinels answers that a client learnt of. It asks them alone, whatever its URL says.
+pub(super) fn knows_no_sentinel(error: &Error) -> bool {
+    *error.kind() == ErrorKind::Sentinel && error.details().starts_with("Failed to connect to all sentinel")
+}
+
 impl Reports {
     pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
         Self {

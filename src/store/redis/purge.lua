@@ -5,8 +5,8 @@
 local key, channel, floor, new, positions = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local time = redis.call('TIME')
 local number = time[1] * 1000000 + time[2]
-local header, before = '', 0
-if redis.call('TYPE', key).ok == 'string' then header = redis.call('GETRANGE', key, 0, 31) end
+local header, before = redis.pcall('GETRANGE', key, 0, 31), 0
+if type(header) ~= 'string' then header = '' end
 local is_new = string.sub(header, 1, 8) ~= string.sub(new, 1, 8)
 if is_new then
   redis.call('SET', key, new)

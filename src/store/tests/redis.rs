@@ -371,10 +371,10 @@ fn a_url_that_no_client_can_be_built_from_is_told_with_what_was_expected() {
     check("redis+unix://", "has no path; expected for example \"redis+unix:///run/redis.sock\"");
     check("redis://localhost/x", "has a path that is not a database; expected a number of 0 to 255");
     check("redis://localhost:port", "has a host or port that cannot be read (InvalidPort)");
-    check("redis://a?node=b:1", "has a parameter \"node\" that is not known here; expected none, or redis-cluster://");
+    check("redis://a?node=b:1", "has a parameter that is not known here; expected none, or redis-cluster://");
     check("redis-cluster://a/1", "has a database, which a cluster does not");
-    check("redis-cluster://a?nodes=b:1", "has a parameter \"nodes\" that is not known here; expected for example");
-    check("redis-cluster://a?node=b", "has a node \"b\" that is not a host with its port");
+    check("redis-cluster://a?nodes=b:1", "has a parameter that is not known here; expected for example");
+    check("redis-cluster://a?node=b", "has a node that is not a host with its port");
     check("redis-sentinel://a:26379", "does not say which service the sentinels watch; expected for example");
     check("redis-sentinel://a:26379?sentinelServiceName=", "does not say which service the sentinels watch");
     let stray = RedisConfig { sentinel_password: Some("pw".to_owned()), ..redis_config("redis://a".to_owned()) };

@@ -1,5 +1,6 @@
 //! A real Redis Cluster: three primaries, each with as many replicas as a test needs.
 
+use super::Certificates;
 use super::redis::{Redis, free_port, wait_until};
 
 const SLOTS: usize = 16_384;
@@ -14,13 +15,19 @@ pub struct Cluster {
 impl Cluster {
     /// Three primaries and, with `replicated`, a replica for each.
     pub fn start(replicated: bool) -> Self {
-        Self::start_with(replicated, &[])
+        Self::start_with(if replicated { 3 } else { 0 }, &[])
     }
 
-    /// With further command-line arguments for every node.
-    pub fn start_with(replicated: bool, arguments: &[&str]) -> Self {
-        let primaries: Vec<Redis> = (0..3).map(|_| node(arguments)).collect();
-        let replicas: Vec<Redis> = (0..if replicated { 3 } else { 0 }).map(|_| node(arguments)).collect();
+    /// Three primaries, by TLS too, which they speak among themselves.
+    pub fn start_encrypted(certificates: &Certificates) -> Self {
+        let options = certificates.redis_options();
+        Self::start_with(0, &[&options[..], &[("tls-cluster", "yes".to_owned())]].concat())
+    }
+
+    /// With further options of every node.
+    fn start_with(replicas: usize, options: &[(&'static str, String)]) -> Self {
+        let primaries: Vec<Redis> = (0..3).map(|_| node(options)).collect();
+        let replicas: Vec<Redis> = (0..replicas).map(|_| node(options)).collect();
         for (nth, primary) in primaries.iter().enumerate() {
             let (first, last) = (nth * SLOTS / 3, (nth + 1) * SLOTS / 3 - 1);
             primary.tell(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
@@ -28,7 +35,7 @@ impl Cluster {
         }
         let cluster = Self { primaries, replicas };
         for other in cluster.nodes().skip(1) {
-            cluster.primaries[0].tell(&format!("CLUSTER MEET 127.0.0.1 {} {}", other.port, bus_port(other)));
+            cluster.primaries[0].tell(&format!("CLUSTER MEET 127.0.0.1 {} {}", other.client_port(), bus_port(other)));
         }
         let known = format!("cluster_known_nodes:{}", cluster.nodes().count());
         cluster.wait_until_all_say(&known);
@@ -80,10 +87,14 @@ pub fn slot(node: &Redis, key: &str) -> usize {
     node.tell(&format!("CLUSTER KEYSLOT {key}")).parse().expect("a slot")
 }
 
-fn node(arguments: &[&str]) -> Redis {
-    let bus = free_port().to_string();
-    let own = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
-    Redis::start_with(&[&own[..], &["--cluster-replica-validity-factor", "0"], arguments].concat())
+fn node(options: &[(&'static str, String)]) -> Redis {
+    let own = [
+        ("cluster-enabled", "yes".to_owned()),
+        ("cluster-port", free_port().to_string()),
+        ("cluster-node-timeout", "1000".to_owned()),
+        ("cluster-replica-validity-factor", "0".to_owned()),
+    ];
+    Redis::start_with_options(&[&own[..], options].concat())
 }
 
 fn bus_port(node: &Redis) -> String {

@@ -1,5 +1,6 @@
 //! The parts a test is made of: a real upstream, a real Redis, the proxy itself, and real clients.
 
+pub mod certificates;
 pub mod cluster;
 pub mod load;
 pub mod origin;
@@ -10,6 +11,7 @@ pub mod sentinels;
 
 use std::sync::Once;
 
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use load::Load;
 pub use origin::{Origin, RawOrigin, reply};

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 /// A Redis process that keeps nothing on disk, in a folder of its own.
 pub struct Redis {
     pub port: u16,
+    tls_port: Option<u16>,
     program: OsString,
     arguments: Vec<String>,
     folder: TempDir,
@@ -27,12 +29,29 @@ impl Redis {
         Self::start_program("redis-server".into(), arguments)
     }
 
-    /// Another program that takes the same arguments.
-    pub fn start_program(program: OsString, arguments: &[&str]) -> Self {
+    /// Valkey, which takes the same arguments.
+    pub fn start_valkey() -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/valkey/valkey-server");
+        assert!(program.exists(), "{} is not there: `make test` fetches it", program.display());
+        Self::start_program(program.into(), &[])
+    }
+
+    fn start_program(program: OsString, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|it| (*it).to_owned()).collect();
         let folder = tempfile::tempdir().expect("a folder");
-        let mut redis = Self { port: free_port(), program, arguments, folder, process: None };
+        let mut redis = Self { port: free_port(), tls_port: None, program, arguments, folder, process: None };
         redis.restart();
+        redis
+    }
+
+    /// With options of its configuration; where these set up TLS, on a port for that too.
+    pub fn start_with_options(options: &[(&str, String)]) -> Self {
+        let (tls_port, options) = with_tls_port(options);
+        let arguments: Vec<String> =
+            options.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut redis = Self::start_with(&arguments);
+        redis.tls_port = tls_port;
         redis
     }
 
@@ -43,19 +62,27 @@ impl Redis {
         replica
     }
 
-    /// A sentinel with this configuration.
-    pub fn start_sentinel(configuration: &str) -> Self {
+    /// A sentinel with this configuration and these options before it.
+    pub fn start_sentinel(configuration: &str, options: &[(&str, String)]) -> Self {
+        let (tls_port, options) = with_tls_port(options);
+        let options: String = options.iter().map(|(name, value)| format!("{name} {value}\n")).collect();
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("sentinel.conf");
-        std::fs::write(&file, configuration).expect("a file");
+        std::fs::write(&file, format!("{options}{configuration}")).expect("a file");
         let arguments = vec![file.display().to_string(), "--sentinel".to_owned()];
-        let mut redis = Self { port: free_port(), program: "redis-server".into(), arguments, folder, process: None };
+        let (port, program) = (free_port(), "redis-server".into());
+        let mut redis = Self { port, tls_port, program, arguments, folder, process: None };
         redis.restart();
         redis
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The port that clients use: that for TLS, where there is one.
+    pub fn client_port(&self) -> u16 {
+        self.tls_port.unwrap_or(self.port)
     }
 
     /// SIGKILL.
@@ -165,6 +192,13 @@ pub fn free_port() -> u16 {
         .map(|_| fastrand::u16(10_000..32_000))
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .expect("a free port")
+}
+
+/// The options with a port for TLS, where they set that up.
+fn with_tls_port<'o>(options: &[(&'o str, String)]) -> (Option<u16>, Vec<(&'o str, String)>) {
+    let port = options.iter().any(|(name, _)| *name == "tls-cert-file").then(free_port);
+    let option = port.map(|port| ("tls-port", port.to_string()));
+    (port, option.into_iter().chain(options.iter().cloned()).collect())
 }
 
 /// Waits, bounded, for what a server of its own does.

@@ -1,5 +1,6 @@
 //! A real primary with replicas, and three real sentinels that watch it.
 
+use super::Certificates;
 use super::redis::{Redis, wait_until};
 
 /// The service's name.
@@ -15,22 +16,28 @@ pub struct Sentinels {
 impl Sentinels {
     /// With as many replicas.
     pub fn start(replicas: usize) -> Self {
-        Self::start_with(replicas, "")
+        Self::start_with(replicas, &[])
     }
 
-    /// With further lines in the sentinels' configuration.
-    pub fn start_with(replicas: usize, more: &str) -> Self {
-        let primary = Redis::start();
+    /// Without replicas, all by TLS too, which they speak among themselves.
+    pub fn start_encrypted(certificates: &Certificates) -> Self {
+        let options = certificates.redis_options();
+        Self::start_with(0, &[&options[..], &[("tls-replication", "yes".to_owned())]].concat())
+    }
+
+    /// With further options of every server and sentinel.
+    fn start_with(replicas: usize, options: &[(&'static str, String)]) -> Self {
+        let primary = Redis::start_with_options(options);
         let replicas: Vec<Redis> = (0..replicas).map(|_| Redis::start_replica_of(&primary)).collect();
         wait_until("the primary knows its replicas", || {
             primary.reports(&format!("connected_slaves:{}", replicas.len()))
         });
         let configuration = format!(
             "sentinel monitor {SERVICE} 127.0.0.1 {} 2\nsentinel down-after-milliseconds {SERVICE} 500\n\
-             sentinel failover-timeout {SERVICE} 3000\n{more}\n",
-            primary.port
+             sentinel failover-timeout {SERVICE} 3000\n",
+            primary.client_port()
         );
-        let sentinels: Vec<Redis> = (0..3).map(|_| Redis::start_sentinel(&configuration)).collect();
+        let sentinels: Vec<Redis> = (0..3).map(|_| Redis::start_sentinel(&configuration, options)).collect();
         let this = Self { primary, replicas, sentinels };
         wait_until("the sentinels know each other", || this.sentinels.iter().all(|it| this.is_complete(it)));
         this
@@ -38,7 +45,7 @@ impl Sentinels {
 
     /// What a configuration says: two of the sentinels.
     pub fn url(&self) -> String {
-        let [one, two] = [0, 1].map(|nth| self.sentinels[nth].port);
+        let [one, two] = [0, 1].map(|nth| self.sentinels[nth].client_port());
         format!("redis-sentinel://127.0.0.1:{one}?sentinelServiceName={SERVICE}&node=127.0.0.1:{two}")
     }
 

@@ -50,7 +50,6 @@ const NEEDS: &[Need] = &[
     always("GET", &["GET", KEY]),
     always("GETRANGE", &["GETRANGE", KEY, "0", "0"]),
     always("SETRANGE", &["SETRANGE", KEY, "0", "1"]),
-    always("TYPE", &["TYPE", KEY]),
     always("TIME", &["TIME"]),
     always("STRLEN", &["STRLEN", KEY]),
     always("PEXPIRE", &["PEXPIRE", KEY, SCRATCH_MILLIS]),
