@@ -198,15 +198,15 @@ impl Mirror {
         Told::Again
     }
 
-    /// Reads what the mirror lacks, and purges again what Redis has lost.
-    pub async fn catch_up<R: Record + Sync>(&mut self, record: &R) -> Result<(), R::Error> {
+    /// Reads what the mirror lacks, and purges again what Redis has lost. False: it kept changing meanwhile.
+    pub async fn catch_up<R: Record + Sync>(&mut self, record: &R) -> Result<bool, R::Error> {
         for _ in 0..ATTEMPTS {
             let Some(header) = record.header().await? else {
                 record.purge(self.ledger.highest(), &[]).await?;
                 continue;
             };
-            if Some(header.epoch) == self.epoch && header.number == self.at {
-                return Ok(());
+            if self.compare(Some(&header)) == Standing::Level {
+                return Ok(true);
             }
             if self.epoch != Some(header.epoch) {
                 self.begin(header.epoch);
@@ -219,14 +219,12 @@ impl Mirror {
                 self.ledger.adopt_epoch(header.epoch);
             }
             if lost.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             self.ledger.purge_again(lost);
-            if !self.flush(record).await? {
-                continue;
-            }
+            self.flush(record).await?;
         }
-        Ok(())
+        Ok(false)
     }
 
     fn begin(&mut self, epoch: Epoch) {

@@ -73,7 +73,8 @@ impl Follower {
             return FIRST_RETRY;
         }
         match self.look().await {
-            Ok(()) => {
+            Ok(false) => RETRY,
+            Ok(true) => {
                 tier.synced.send_replace(true);
                 if tier.lanes.iter().all(Lane::is_connected) {
                     tier.reports.up();
@@ -90,8 +91,8 @@ impl Follower {
         }
     }
 
-    /// Proves the mirror complete, or makes it so.
-    async fn look(&mut self) -> Result<(), Error> {
+    /// Makes the mirror complete, and tells whether that is proven.
+    async fn look(&mut self) -> Result<bool, Error> {
         let lane = &self.tier.lanes[self.tier.control()];
         if self.mirror.has_joined() && !lane.breaker.is_closed() {
             return Err(Error::new(ErrorKind::Canceled, "the breaker is open"));
@@ -100,43 +101,43 @@ impl Follower {
         let sent = self.tier.clock.now();
         let header = self.record.header().await?;
         self.drain();
-        match self.mirror.compare(header.as_ref()) {
-            Standing::Level => {}
+        let is_level = match self.mirror.compare(header.as_ref()) {
+            Standing::Level => true,
             Standing::Behind => self.wait_for_messages(header.as_ref()).await?,
             Standing::Apart => self.catch_up().await?,
-        }
-        if !self.mirror.flush(&self.record).await? {
-            self.catch_up().await?;
+        };
+        if !is_level || !self.mirror.flush(&self.record).await? {
+            return Ok(false);
         }
         self.tier.ledger.prove(sent);
         self.tier.reports.ledger_synced();
-        Ok(())
+        Ok(true)
     }
 
-    async fn wait_for_messages(&mut self, header: Option<&Header>) -> Result<(), Error> {
+    async fn wait_for_messages(&mut self, header: Option<&Header>) -> Result<bool, Error> {
         let until = Instant::now() + ON_THE_WAY;
         while let Some(subscription) = &mut self.subscription {
             match tokio::time::timeout_at(until, subscription.next()).await {
                 Ok(News::Published(published)) => drop(self.hear(&published)),
                 Ok(News::Interrupted) | Err(_) => break,
             }
-            if self.mirror.compare(header) != Standing::Behind {
-                return Ok(());
+            if self.mirror.compare(header) == Standing::Level {
+                return Ok(true);
             }
         }
         self.catch_up().await
     }
 
-    async fn catch_up(&mut self) -> Result<(), Error> {
+    async fn catch_up(&mut self) -> Result<bool, Error> {
         let epoch = self.tier.ledger.synced().epoch;
         let was_joined = self.mirror.has_joined();
-        self.mirror.catch_up(&self.record).await?;
+        let is_level = self.mirror.catch_up(&self.record).await?;
         if was_joined && self.tier.ledger.synced().epoch != epoch {
             self.tier
                 .reports
                 .tell("the purge ledger in redis was lost and made anew: what was stored before is invalid");
         }
-        Ok(())
+        Ok(is_level)
     }
 
     /// Obeys messages and records this process' purges until it is time to look again, or something was missed.
