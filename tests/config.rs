@@ -102,7 +102,11 @@ fn mistakes_about_redis_are_told_without_its_password() {
         "[redis]\nurl = \"redis://a\"\npassword = \"secret\"",
         "6: redis.password: a secret is not written into the file; expected \"env:NAME\" or \"file:PATH\"",
     );
-    check("[redis]\nurl = \"redis://a\"\ncompress = true", "6: unknown key \"compress\" in redis");
+    check(
+        "[redis]\nurl = \"redis://a\"\ncompress = 1",
+        "6: redis.compress: 1 is not a boolean; expected true or false",
+    );
+    check("[redis]\nurl = \"redis://a\"\ncluster = true", "6: unknown key \"cluster\" in redis");
 }
 
 #[test]

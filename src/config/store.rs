@@ -33,6 +33,7 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let prefix = reader.string("prefix", "aside");
     let timeout = reader.positive_duration("timeout", "50ms");
     let max_object = reader.size("max_object", "8 MiB");
+    let compress = reader.boolean("compress", true);
     let encrypted = url.as_deref().is_some_and(|url| url.starts_with("rediss:") || url.starts_with("valkeys:"));
     let client = tls::client(reader, encrypted, false);
     reader.finish();
@@ -40,7 +41,7 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let mut material = [url.as_bytes(), b"\n", password.as_deref().unwrap_or_default().as_bytes(), b"\n"].concat();
     material.extend(client.iter().flat_map(|client| &client.material));
     let tls = client.filter(|_| encrypted).map(|client| client.config);
-    Some((RedisConfig { url, username, password, tls, prefix, timeout, max_object }, material))
+    Some((RedisConfig { url, username, password, tls, prefix, timeout, max_object, compress }, material))
 }
 
 /// The URL, from the environment or a file where it says so: only there may a password be in it.

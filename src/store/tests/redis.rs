@@ -5,7 +5,7 @@ use super::*;
 use crate::store::ledger::PurgeKind;
 use crate::store::redis::RedisConfig;
 
-fn redis_config(url: String) -> RedisConfig {
+pub(super) fn redis_config(url: String) -> RedisConfig {
     RedisConfig {
         url,
         username: String::new(),
@@ -14,34 +14,35 @@ fn redis_config(url: String) -> RedisConfig {
         prefix: "t".to_owned(),
         timeout: Duration::from_millis(500),
         max_object: 8 << 20,
+        compress: true,
     }
 }
 
 /// A store on the server, its workers attached and the epoch known.
-async fn connected(server: &Server, memory_max_size: u64) -> World {
+pub(super) async fn connected(server: &Server, memory_max_size: u64) -> World {
     let redis = redis_config(format!("redis://127.0.0.1:{}", server.port));
     let world = attached(memory_max_size, redis);
     until("connecting", || state(&world) == "up").await;
     world
 }
 
-fn attached(memory_max_size: u64, redis: RedisConfig) -> World {
+pub(super) fn attached(memory_max_size: u64, redis: RedisConfig) -> World {
     let world = World::new(&StoreConfig { redis: Some(redis), ..config(memory_max_size) });
     world.store.attach(WorkerId(0));
     world.store.attach(WorkerId(1));
     world
 }
 
-fn stats(world: &World) -> RedisStats {
+pub(super) fn stats(world: &World) -> RedisStats {
     world.store.stats().redis.unwrap()
 }
 
-fn state(world: &World) -> &'static str {
+pub(super) fn state(world: &World) -> &'static str {
     stats(world).state
 }
 
 /// Lets the store's tasks run until it holds, bounded.
-async fn until(what: &str, holds: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -50,12 +51,12 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what} took too long"));
 }
 
-async fn flush(world: &World) {
+pub(super) async fn flush(world: &World) {
     world.store.flush(Duration::from_secs(10)).await;
     assert_eq!(stats(world).pending_writes, 0);
 }
 
-async fn check(world: &World, ask: &Ask, expected: Result<(&str, Tier), Missing>) {
+pub(super) async fn check(world: &World, ask: &Ask, expected: Result<(&str, Tier), Missing>) {
     let found = world.get(ask).await;
     assert_eq!(outcome(&found), expected.map(|(body, tier)| (body, tier, false)));
 }
@@ -124,7 +125,9 @@ async fn what_is_put_before_redis_is_reached_is_written_once_it_is() {
 #[tokio::test]
 async fn a_large_body_is_a_string_of_its_own() {
     let server = Server::start(&[]);
-    let world = connected(&server, 64 << 20).await;
+    let config = redis_config(format!("redis://127.0.0.1:{}", server.port));
+    let world = attached(64 << 20, RedisConfig { compress: false, ..config });
+    until("connecting", || state(&world) == "up").await;
     let ask = ask("/large", &[]);
     let body = "0123456789abcdef".repeat(3 << 16);
     world.put(&ask, world.response(&[], &body));
