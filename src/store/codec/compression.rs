@@ -210,6 +210,7 @@ mod tests {
         check(&frame[..frame.len() - 1], 100_000);
         check(&[&frame[..], b"\0"].concat(), 100_000);
         check(&[&frame[..], &frame].concat(), 200_000);
+        check(&[&frame[..], b"\x50\x2a\x4d\x18\0\0\0\0"].concat(), 100_000);
         check(&body, 100_000);
         check(b"", 0);
         // Skippable, of another version, and without its content's length (RFC 8878 §3.1.1.1.1, §3.1.2).
