@@ -136,7 +136,11 @@ fn mistakes_about_redis_are_told_without_its_password() {
              redis-cluster:// or redis-sentinel://"
         ),
     );
-    check("[redis]\nurl = \"redis://a\"\ncompress = true", "6: unknown key \"compress\" in redis");
+    check(
+        "[redis]\nurl = \"redis://a\"\ncompress = 1",
+        "6: redis.compress: 1 is not a boolean; expected true or false",
+    );
+    check("[redis]\nurl = \"redis://a\"\ncluster = true", "6: unknown key \"cluster\" in redis");
 }
 
 #[test]
@@ -270,6 +274,13 @@ fn the_memory_tier_can_be_off_and_bounds_bodies_only_beside_redis() {
 }
 
 #[test]
+fn bodies_are_compressed_in_redis_unless_the_file_says_otherwise() {
+    let compress =
+        |more: &str| accepted(&format!("{UPSTREAM}[redis]\nurl = \"redis://a\"\n{more}")).store.redis.unwrap().compress;
+    assert_eq!((compress(""), compress("compress = true"), compress("compress = false")), (true, true, false));
+}
+
+#[test]
 fn a_url_keeps_its_base_path_without_the_slash_at_its_end() {
     for (given, kept) in [("http://a", "http://a/"), ("http://a/", "http://a/"), ("http://a/base/", "http://a/base")] {
         let config = accepted(&format!("[upstream.a]\nurl = \"{given}\"\n"));
@@ -302,6 +313,10 @@ fn fingerprints_change_with_what_they_cover_alone() {
     );
     assert_eq!(differing(&with("[memory]\nmax_size = \"1 MiB\"\n[admin]")), ["admin", "memory"]);
     assert_eq!(differing(&with("[server]\nthreads = 0")), [""; 0]);
+    let redis =
+        |more: &str| with(&format!("[redis]\nurl = \"redis://a\"\n{more}")).fixed.into_iter().collect::<Vec<_>>();
+    assert_eq!(redis("compress = true"), redis(""));
+    assert_ne!(redis("compress = false"), redis(""));
     assert_eq!(with("retries = 1").upstreams[0].fingerprint, base.upstreams[0].fingerprint);
     assert_ne!(with("retries = 2").upstreams[0].fingerprint, base.upstreams[0].fingerprint);
     assert_ne!(with("breaker = { open = \"9s\" }").upstreams[0].fingerprint, base.upstreams[0].fingerprint);

@@ -174,6 +174,7 @@ mod tests {
             prefix: "aside".to_owned(),
             timeout: Duration::from_millis(50),
             max_object: 1,
+            compress: true,
         }
     }
 

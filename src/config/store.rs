@@ -61,6 +61,7 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let prefix = reader.string("prefix", "aside");
     let timeout = reader.positive_duration("timeout", "50ms");
     let max_object = reader.size("max_object", "8 MiB");
+    let compress = reader.boolean("compress", true);
     let encrypted = url.as_deref().is_some_and(RedisConfig::is_encrypted);
     let client = tls::client(reader, encrypted, false);
     reader.finish();
@@ -69,8 +70,18 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let mut material = [url.as_str(), secrets[0], secrets[1], ""].join("\n").into_bytes();
     material.extend(client.iter().flat_map(|client| &client.material));
     let tls = client.filter(|_| encrypted).map(|client| client.config);
-    let config =
-        RedisConfig { url, username, password, sentinel_username, sentinel_password, tls, prefix, timeout, max_object };
+    let config = RedisConfig {
+        url,
+        username,
+        password,
+        sentinel_username,
+        sentinel_password,
+        tls,
+        prefix,
+        timeout,
+        max_object,
+        compress,
+    };
     let given = reader.given("url")?;
     match config.problem() {
         Some(what) => {

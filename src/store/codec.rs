@@ -1,12 +1,14 @@
 //! The binary record that Redis holds for a stored response or a marker.
 //!
 //! ```text
-//! 0xC0  version  kind  checksum (8)  facts  S  epoch  tags  material  fields  body
+//! 0xC0  version  kind  checksum (8)  facts  S  epoch  tags  material  fields  coding  body
 //! ```
 //!
 //! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
 //! client library does not scan the value as text. The checksum (blake3, cut to 8 bytes) covers all but itself. The body
-//! is last and is read as a slice; one over 1 MiB is a string of its own, named here by length and digest.
+//! is last and is read as a slice; one that is stored in over 1 MiB is a string of its own, named here by length and
+//! digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length (8) of what was received
+//! for a zstd frame. Checksum, length and digest are those of what is stored.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -17,16 +19,18 @@ use crate::fields::range::ContentRange;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
 use crate::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredResponse};
+use compression::{Coding, StoredBody};
 use read::Reader;
 use write::Writer;
 
+pub mod compression;
 mod read;
 mod write;
 
 /// A byte that no UTF-8 text contains.
 const MAGIC: u8 = 0xC0;
 /// The version of this layout; records of any other are refused.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
 const DURATION_SECS_MAX: u64 = 1 << 40;
 const CHECKSUM_AT: usize = 3;
@@ -35,7 +39,8 @@ const PAYLOAD_AT: usize = 11;
 /// What a record holds.
 #[derive(Debug, PartialEq)]
 pub enum Record {
-    /// A response and the key material it was stored under. With a detached body, `response.body` is empty.
+    /// A response and the key material it was stored under. `response.body` is what is stored of it: coded, or
+    /// empty where it is detached.
     Response {
         /// The response.
         response: Box<StoredResponse>,
@@ -43,6 +48,8 @@ pub enum Record {
         material: Bytes,
         /// Where the body is, when it is not in the record.
         detached: Option<Detached>,
+        /// How the body is coded, wherever it is.
+        coding: Coding,
     },
     /// The marker of a key whose responses vary.
     Marker(Marker),
@@ -58,7 +65,7 @@ impl Record {
     }
 }
 
-/// A body in a string of its own.
+/// A body in a string of its own, as it is stored there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detached {
     /// Its length in bytes.
@@ -80,6 +87,8 @@ pub enum Unreadable {
     Malformed,
     /// Stored for another key.
     OtherKey,
+    /// The body, as stored or as received, is longer than the reader takes.
+    TooLarge,
 }
 
 impl Unreadable {
@@ -91,6 +100,7 @@ impl Unreadable {
             Self::Checksum => "the checksum does not fit",
             Self::Malformed => "malformed",
             Self::OtherKey => "stored for another key",
+            Self::TooLarge => "too large",
         }
     }
 }
@@ -115,12 +125,13 @@ impl Detached {
     }
 }
 
-/// The record of a stored response, under the epoch that other processes know it by. With `detached`, its body is left out.
-pub fn encode_response(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
+/// The record of a stored response with its body as given, under the epoch that other processes know it by. With
+/// `detached`, the body is left out.
+pub fn encode_response(held: &Held, epoch: Epoch, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
     let response = &held.response;
     let kind = if detached.is_some() { Kind::ResponseDetached } else { Kind::Response };
-    let body = if detached.is_some() { 0 } else { response.body.len() };
-    let mut out = Writer::new(kind as u8, 512 + held.material.len() + response.fields.len() * 64 + body);
+    let body_length = if detached.is_some() { 0 } else { body.bytes.len() };
+    let mut out = Writer::new(kind as u8, 512 + held.material.len() + response.fields.len() * 64 + body_length);
     out.u16(response.status.as_u16());
     out.timestamp(response.request_time);
     out.timestamp(response.response_time);
@@ -133,12 +144,13 @@ pub fn encode_response(held: &Held, epoch: Epoch, detached: Option<&Detached>) -
     write_selecting(&mut out, &response.selecting);
     out.bytes(&held.material);
     write_fields(&mut out, &response.fields);
+    write_coding(&mut out, body.coding);
     match detached {
         Some(detached) => {
             out.u64(detached.length);
             out.raw(&detached.digest);
         }
-        None => out.raw(&response.body),
+        None => out.raw(&body.bytes),
     }
     out.finish()
 }
@@ -157,8 +169,8 @@ pub fn encode_marker(marker: &Marker) -> Vec<u8> {
     out.finish()
 }
 
-/// Reads a record. The response's body is a slice of `record`; all else is owned.
-pub fn decode(record: &Bytes) -> Result<Record, Unreadable> {
+/// Reads a record whose body is at most `body_max` long. The response's body is a slice of `record`; all else is owned.
+pub fn decode(record: &Bytes, body_max: u64) -> Result<Record, Unreadable> {
     if record.first() != Some(&MAGIC) {
         return Err(Unreadable::Foreign);
     }
@@ -175,18 +187,32 @@ pub fn decode(record: &Bytes) -> Result<Record, Unreadable> {
     let decoded = match head[2] {
         kind if kind == Kind::Response as u8 => {
             let (mut response, material) = read_response(&mut input)?;
+            let coding = read_coding(&mut input)?;
             response.body = record.slice(record.len() - input.rest().len()..);
-            return Ok(Record::Response { response, material, detached: None });
+            check_lengths(response.body.len() as u64, coding, body_max)?;
+            return Ok(Record::Response { response, material, detached: None, coding });
         }
         kind if kind == Kind::ResponseDetached as u8 => {
             let (response, material) = read_response(&mut input)?;
+            let coding = read_coding(&mut input)?;
             let detached = Detached { length: input.u64()?, digest: input.array()? };
-            Record::Response { response, material, detached: Some(detached) }
+            check_lengths(detached.length, coding, body_max)?;
+            Record::Response { response, material, detached: Some(detached), coding }
         }
         kind if kind == Kind::Marker as u8 => Record::Marker(read_marker(&mut input)?),
         _ => return Err(Unreadable::Malformed),
     };
     if input.rest().is_empty() { Ok(decoded) } else { Err(Unreadable::Malformed) }
+}
+
+/// Refuses a body that is too long as it is stored or as it was received. No frame is stored that is not the shorter.
+fn check_lengths(stored: u64, coding: Coding, body_max: u64) -> Result<(), Unreadable> {
+    let received = match coding {
+        Coding::Identity => stored,
+        Coding::Zstd { length } if stored < length => length,
+        Coding::Zstd { .. } => return Err(Unreadable::Malformed),
+    };
+    if received <= body_max { Ok(()) } else { Err(Unreadable::TooLarge) }
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
@@ -297,6 +323,24 @@ fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
     Ok(fields)
 }
 
+fn write_coding(out: &mut Writer, coding: Coding) {
+    match coding {
+        Coding::Identity => out.u8(0),
+        Coding::Zstd { length } => {
+            out.u8(1);
+            out.u64(length);
+        }
+    }
+}
+
+fn read_coding(input: &mut Reader<'_>) -> Result<Coding, Unreadable> {
+    match input.u8()? {
+        0 => Ok(Coding::Identity),
+        1 => Ok(Coding::Zstd { length: input.u64()? }),
+        _ => Err(Unreadable::Malformed),
+    }
+}
+
 fn field_name(bytes: &[u8]) -> Result<HeaderName, Unreadable> {
     HeaderName::from_bytes(bytes).map_err(|_| Unreadable::Malformed)
 }
@@ -391,13 +435,23 @@ mod tests {
         Held::new(&Address { key: CacheKey::from_bytes([3; 32]), material }, Arc::new(response))
     }
 
+    /// The record of a response with its body as it is.
+    fn encode(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
+        encode_response(held, epoch, &StoredBody::identity(held.response.body.clone()), detached)
+    }
+
+    fn decode(record: &Bytes) -> Result<Record, Unreadable> {
+        super::decode(record, u64::MAX)
+    }
+
     fn check_round_trip(response: StoredResponse) {
         let held = held(response);
-        let record = Bytes::from(encode_response(&held, held.response.provenance.epoch, None));
-        let Record::Response { response, material, detached } = decode(&record).unwrap() else {
+        let record = Bytes::from(encode(&held, held.response.provenance.epoch, None));
+        let Record::Response { response, material, detached, coding } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
-        assert_eq!((&*response, &material, detached), (&*held.response, &held.material, None));
+        assert_eq!((&*response, &material), (&*held.response, &held.material));
+        assert_eq!((detached, coding), (None, Coding::Identity));
     }
 
     #[test]
@@ -426,7 +480,7 @@ mod tests {
     fn a_detached_body_is_described_and_left_out() {
         let held = held(response());
         let detached = Detached::of(&held.response.body);
-        let record = encode_response(&held, Epoch(9), Some(&detached)).into();
+        let record = encode(&held, Epoch(9), Some(&detached)).into();
         let Record::Response { response, detached: read, .. } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
@@ -436,12 +490,46 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_body_is_stored_instead_of_the_body_and_restores_it() {
+        let body = Bytes::from(b"0123456789".repeat(500));
+        let held = held(StoredResponse { body: body.clone(), ..response() });
+        let stored = StoredBody::compressed(body.clone());
+        let record = encode_response(&held, Epoch(7), &stored, None);
+        assert!(record.len() < 1000, "{}", record.len());
+        let Record::Response { response, detached, coding, .. } = decode(&record.into()).unwrap() else {
+            panic!("expected a response")
+        };
+        assert_eq!((&response.body, detached, coding), (&stored.bytes, None, Coding::Zstd { length: 5000 }));
+        assert_eq!(StoredBody { bytes: response.body, coding }.restored(), Ok(body));
+    }
+
+    #[test]
+    fn a_length_above_the_bound_or_that_makes_no_sense_is_refused() {
+        let check = |stored: u64, coding: Coding, expected: Result<(), Unreadable>| {
+            let held = held(StoredResponse { body: Bytes::new(), ..response() });
+            let body = StoredBody { bytes: Bytes::from(vec![0; usize::try_from(stored).unwrap()]), coding };
+            let detached = Detached { length: stored, digest: [0; 32] };
+            for detached in [None, Some(&detached)] {
+                let record = encode_response(&held, Epoch(7), &body, detached).into();
+                assert_eq!(super::decode(&record, 5000).map(|_| ()), expected, "{stored} {coding:?} {detached:?}");
+            }
+        };
+        check(5000, Coding::Identity, Ok(()));
+        check(5001, Coding::Identity, Err(Unreadable::TooLarge));
+        check(4999, Coding::Zstd { length: 5000 }, Ok(()));
+        check(20, Coding::Zstd { length: 5001 }, Err(Unreadable::TooLarge));
+        check(20, Coding::Zstd { length: u64::MAX }, Err(Unreadable::TooLarge));
+        check(5000, Coding::Zstd { length: 5000 }, Err(Unreadable::Malformed));
+        check(20, Coding::Zstd { length: 0 }, Err(Unreadable::Malformed));
+    }
+
+    #[test]
     fn framing_fields_are_not_kept() {
         let mut response = response();
         response.fields.append(CONTENT_LENGTH, HeaderValue::from_static("9999"));
         response.fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         let held = held(response);
-        let Record::Response { response, .. } = decode(&encode_response(&held, Epoch(7), None).into()).unwrap() else {
+        let Record::Response { response, .. } = decode(&encode(&held, Epoch(7), None).into()).unwrap() else {
             panic!("expected a response")
         };
         assert_eq!(response.fields, super::tests::response().fields);
@@ -450,7 +538,7 @@ mod tests {
     #[test]
     fn every_changed_byte_and_every_truncation_is_refused() {
         let held = held(response());
-        let record = encode_response(&held, Epoch(7), None);
+        let record = encode(&held, Epoch(7), None);
         for at in 0..record.len() {
             for flip in [1, 0x80, 0xff] {
                 let mut changed = record.clone();
@@ -469,7 +557,8 @@ mod tests {
         let check = |bytes: &[u8], expected| assert_eq!(decode(&Bytes::copy_from_slice(bytes)), Err(expected));
         check(b"", Unreadable::Foreign);
         check(b"{\"json\":1}", Unreadable::Foreign);
-        check(&[MAGIC, 2, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 1, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 3, 1, 0], Unreadable::Version);
         check(&[MAGIC], Unreadable::Checksum);
         check(&Writer::new(9, 0).finish(), Unreadable::Malformed);
     }
@@ -478,7 +567,7 @@ mod tests {
     #[test]
     fn random_content_never_panics_nor_allocates_by_its_own_word() {
         let mut random = fastrand::Rng::with_seed(3);
-        let valid = encode_response(&held(response()), Epoch(7), None);
+        let valid = encode(&held(response()), Epoch(7), None);
         for round in 0..30_000 {
             let mut out = Writer::new(random.u8(1..4), 0);
             if round % 2 == 0 {

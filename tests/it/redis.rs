@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderValue;
+
 use crate::world::proxy::one_route_with_redis;
-use crate::world::{Origin, Proxy, Redis, client, get};
+use crate::world::{Origin, Proxy, Redis, client, field, get, reply};
 
 /// Waits for what happens behind the response, bounded.
 async fn until(what: &str, holds: impl Fn() -> bool) {
@@ -106,6 +109,54 @@ async fn with_the_memory_tier_off_every_hit_comes_from_redis() {
     until("the write to redis", || stored(&redis) == 2).await;
     assert!(get(&client, &proxy.url("/a")).await.cache_status.starts_with("aside; hit"));
     assert_eq!(origin.count("/a"), 1);
+}
+
+/// As many bytes drawn from '0' and the `kinds` that follow it.
+fn drawn(length: usize, kinds: u8) -> Bytes {
+    let mut random = fastrand::Rng::with_seed(8);
+    (0..length).map(|_| b'0'.wrapping_add(random.u8(..=kinds))).collect()
+}
+
+#[tokio::test]
+async fn what_is_compressed_in_redis_reaches_a_client_byte_for_byte() {
+    // Of digits a good half is saved; what is left of 3 MiB is a string of its own. The last is noise under a coding.
+    let kinds = [("/small", 5_000, 9), ("/middle", 500_000, 9), ("/large", 3 << 20, 9), ("/coded", 50_000, 255)];
+    let redis = Redis::start();
+    let origin = Origin::start(move |seen| async move {
+        let (path, length, kinds) = kinds.into_iter().find(|kind| kind.0 == seen.target).expect("a path of ours");
+        let mut response = reply(200, &[("cache-control", "max-age=60"), ("etag", "\"a\"")], "");
+        if path == "/coded" {
+            response.headers_mut().insert("content-encoding", HeaderValue::from_static("gzip"));
+        }
+        *response.body_mut() = drawn(length, kinds);
+        response
+    });
+    let toml = one_route_with_redis(&origin.url(), &redis.url(), "key = { host = false }");
+    let client = client();
+    {
+        let proxy = Proxy::start(&toml);
+        until_connected(&proxy).await;
+        for (path, length, kinds) in kinds {
+            let body = client.get(proxy.url(path)).send().await.unwrap().bytes().await.unwrap();
+            assert!(body == drawn(length, kinds), "{path}");
+        }
+        until("the write to redis", || stored(&redis) == 5).await;
+    }
+    let sum = "local n = 0 for _,k in ipairs(redis.call('keys','aside:r:*')) do n = n + redis.call('strlen',k) end";
+    let bytes = redis.command(&format!("EVAL \"{sum} return n\" 0")).unwrap();
+    let bytes: usize = bytes.trim().trim_start_matches(':').parse().unwrap();
+    assert!(bytes < 2 << 20, "{bytes} bytes in redis");
+    let proxy = Proxy::start(&toml);
+    until_connected(&proxy).await;
+    for (path, length, kinds) in kinds {
+        let answer = client.get(proxy.url(path)).header("range", "bytes=1000-1999").send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), field(&answer, "cache-status").starts_with("aside; hit")), (206, true));
+        assert!(answer.bytes().await.unwrap() == drawn(length, kinds)[1000..2000], "a part of {path}");
+        let answer = client.get(proxy.url(path)).send().await.unwrap();
+        assert_eq!(field(&answer, "content-length"), length.to_string());
+        assert!(answer.bytes().await.unwrap() == drawn(length, kinds), "{path}");
+        assert_eq!(origin.count(path), 1);
+    }
 }
 
 #[tokio::test]

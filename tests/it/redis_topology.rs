@@ -176,7 +176,8 @@ async fn while_a_slot_moves_clients_see_nothing_and_the_redis_client_lives() {
 
 #[tokio::test]
 async fn a_response_its_variants_and_their_bodies_share_a_slot() {
-    let large: &'static str = "0123456789abcdef".repeat(80_000).leak();
+    let large: String = std::iter::repeat_with(fastrand::alphanumeric).take(2 << 20).collect();
+    let large: &'static str = large.leak();
     let vary = [("vary", "accept-language"), ("cache-control", "max-age=600")];
     let origin = Origin::start(move |_| async move { reply(200, &vary, large) });
     let cluster = Cluster::start(false);

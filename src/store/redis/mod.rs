@@ -52,8 +52,10 @@ pub struct RedisConfig {
     pub prefix: String,
     /// A lookup that takes longer is a miss.
     pub timeout: Duration,
-    /// The largest stored body in bytes.
+    /// The largest stored body in bytes, as it is received.
     pub max_object: u64,
+    /// Whether bodies are compressed where that pays. What is compressed is read all the same.
+    pub compress: bool,
 }
 
 impl RedisConfig {

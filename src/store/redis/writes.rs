@@ -14,8 +14,10 @@ use super::pending::{Added, Taken, Waiting};
 use super::{RedisTier, WorkerId};
 use crate::clock::Timestamp;
 use crate::key::CacheKey;
+use crate::store::codec::compression::{self, StoredBody};
 use crate::store::codec::{self, Detached};
-use crate::store::slot::{Held, Slot};
+use crate::store::slot::Slot;
+use crate::stored::StoredResponse;
 
 /// The bound on a lane's waiting writes.
 const WRITES_MAX: usize = 4096;
@@ -23,8 +25,11 @@ const WRITES_MAX: usize = 4096;
 const BYTES_MAX: usize = 32 << 20;
 /// The bound on a lane's writes under way.
 const AT_ONCE_MAX: usize = 32;
-/// A body over this is a string of its own.
-pub(super) const INLINE_MAX: usize = 1 << 20;
+/// A body that is stored in more than this is a string of its own.
+const INLINE_MAX: usize = 1 << 20;
+/// A longer body is compressed off the worker: this one takes 0.7 ms with the block that is tried first, twice as long a
+/// one 1.3 ms (generated JSON, in a release build).
+const COMPRESSED_HERE_MAX: usize = 256 << 10;
 /// What a write is given where `timeout` is less: nobody waits for it.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 /// What a string of its own is given, and for each 10 MiB as much again.
@@ -176,28 +181,49 @@ impl RedisTier {
     async fn store(&self, lane: usize, base: &CacheKey, key: &CacheKey, slot: &Slot) -> Result<(), Error> {
         let record = match slot {
             Slot::Marker(marker) => codec::encode_marker(marker),
-            Slot::Response(held) if held.response.body.len() > INLINE_MAX => self.store_body(base, held).await?,
-            Slot::Response(held) => codec::encode_response(held, self.ledger.epoch_of(&held.response.provenance), None),
+            Slot::Response(held) => {
+                let body = self.stored_body(&held.response).await;
+                let is_detached = body.bytes.len() > INLINE_MAX;
+                let expires = expiration(slot.useless_after());
+                let detached =
+                    if is_detached { Some(self.store_body(base, &body.bytes, expires).await?) } else { None };
+                codec::encode_response(held, self.ledger.epoch_of(&held.response.provenance), &body, detached.as_ref())
+            }
         };
         let key = self.record_key(base, key);
         let client = self.lanes[lane].writing(self.write_timeout()).ok_or_else(not_connected)?;
         client.set(key, Bytes::from(record), Some(expiration(slot.useless_after())), None, false).await
     }
 
-    /// Writes a large body as a string of its own, and returns the record that names it.
-    async fn store_body(&self, base: &CacheKey, held: &Arc<Held>) -> Result<Vec<u8>, Error> {
-        let body = held.response.body.clone();
-        let hashed = body.clone();
+    /// A response's body as it is to be stored. Where it could not be compressed in time, as it is.
+    async fn stored_body(&self, response: &StoredResponse) -> StoredBody {
+        let body = response.body.clone();
+        if !self.config.compress || !compression::may_shrink(response) {
+            return StoredBody::identity(body);
+        }
+        if body.len() <= COMPRESSED_HERE_MAX {
+            return StoredBody::compressed(body);
+        }
+        let within = bulk_timeout(body.len() as u64);
+        let compressing = tokio::task::spawn_blocking(move || StoredBody::compressed(body));
+        match tokio::time::timeout(within, compressing).await {
+            Ok(Ok(compressed)) => compressed,
+            Ok(Err(_)) | Err(_) => StoredBody::identity(response.body.clone()),
+        }
+    }
+
+    /// Writes what is stored of a large body as a string of its own.
+    async fn store_body(&self, base: &CacheKey, stored: &Bytes, expires: Expiration) -> Result<Detached, Error> {
+        let hashed = stored.clone();
         let detached = tokio::task::spawn_blocking(move || Detached::of(&hashed)).await?;
         let key = self.body_key(base, &detached.digest);
         let client = self.lanes[self.bulk()].writing(bulk_timeout(detached.length)).ok_or_else(not_connected)?;
-        let expires = expiration(held.response.useless_after());
         // Its failures are the bulk lane's: they open no breaker.
-        if let Err(error) = client.set::<(), _, _>(key, body, Some(expires), None, false).await {
+        if let Err(error) = client.set::<(), _, _>(key, stored.clone(), Some(expires), None, false).await {
             self.failed(self.bulk(), &error);
             return Err(Error::new(ErrorKind::Unknown, "the body could not be written"));
         }
-        Ok(codec::encode_response(held, self.ledger.epoch_of(&held.response.provenance), Some(&detached)))
+        Ok(detached)
     }
 
     fn write_timeout(&self) -> Duration {

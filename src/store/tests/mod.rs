@@ -1,5 +1,6 @@
 //! The store as the proxy uses it.
 
+mod compression;
 mod local;
 mod purges;
 mod redis;

@@ -16,6 +16,7 @@ pub(super) fn redis_config(url: String) -> RedisConfig {
         prefix: "t".to_owned(),
         timeout: Duration::from_millis(500),
         max_object: 8 << 20,
+        compress: true,
     }
 }
 
@@ -38,7 +39,7 @@ pub(super) fn stats(world: &World) -> RedisStats {
     world.store.stats().redis.unwrap()
 }
 
-fn state(world: &World) -> &'static str {
+pub(super) fn state(world: &World) -> &'static str {
     stats(world).state
 }
 
@@ -126,7 +127,9 @@ async fn what_is_put_before_redis_is_reached_is_written_once_it_is() {
 #[tokio::test]
 async fn a_large_body_is_a_string_of_its_own() {
     let server = Server::start(&[]);
-    let world = connected(&server, 64 << 20).await;
+    let config = redis_config(format!("redis://127.0.0.1:{}", server.port));
+    let world = attached(64 << 20, RedisConfig { compress: false, ..config });
+    until("connecting", || state(&world) == "up").await;
     let ask = ask("/large", &[]);
     let body = "0123456789abcdef".repeat(3 << 16);
     world.put(&ask, world.response(&[], &body));

@@ -1,6 +1,6 @@
 //! A real `redis-server` on a free port, ended by its id when dropped.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +48,35 @@ impl Server {
         let mut answer = [0; 65536];
         let length = stream.read(&mut answer).ok()?;
         Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    /// Holds these bytes under a key, for a minute.
+    pub(super) fn set(&self, key: &str, value: &[u8]) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let parts = [b"SET", key.as_bytes(), value, b"EX", b"60"];
+        let mut command = format!("*{}\r\n", parts.len()).into_bytes();
+        for part in parts {
+            command.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+            command.extend_from_slice(&[part, b"\r\n"].concat());
+        }
+        stream.write_all(&command).unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    /// What a key holds.
+    pub(super) fn value(&self, key: &str) -> Vec<u8> {
+        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).unwrap());
+        stream.get_ref().set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.get_mut().write_all(format!("GET {key}\r\n").as_bytes()).unwrap();
+        let mut length = String::new();
+        stream.read_line(&mut length).unwrap();
+        let length = length.trim_start_matches('$').trim().parse().expect("the key holds a string");
+        let mut value = vec![0; length];
+        stream.read_exact(&mut value).unwrap();
+        value
     }
 
     /// The keys of records and bodies.

@@ -1,0 +1,285 @@
+//! Compresses bodies for Redis with zstd, and restores them within the length that was declared for them.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe;
+
+use super::Unreadable;
+use crate::fields::list;
+use crate::stored::StoredResponse;
+
+/// A smaller body is stored as it is: what it could save is not worth the work.
+const BODY_MIN: usize = 1 << 10;
+/// On generated JSON, in a release build, level 1 takes 0.56 ms for 256 KiB and makes them 2.7 times smaller; level 3
+/// takes 0.87 ms, and makes them 2.8 times smaller.
+const LEVEL: i32 = 1;
+/// What must be saved of a body: one part in so many.
+const SAVED_MIN: usize = 10;
+/// The block that is tried first, and the length of body from which on it is: then it costs at most a quarter more.
+const FIRST_BLOCK: usize = 64 << 10;
+const FIRST_BLOCK_FROM: usize = 4 * FIRST_BLOCK;
+/// What a frame begins with (RFC 8878 §3.1.1).
+const FRAME_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+/// The types, beside images, audio and video, whose content is compressed already.
+const COMPRESSED_TYPES: &[&str] = &[
+    "application/gzip",
+    "application/pdf",
+    "application/vnd.rar",
+    "application/x-7z-compressed",
+    "application/x-gzip",
+    "application/zip",
+    "application/zstd",
+    "font/woff",
+    "font/woff2",
+];
+
+/// How a stored body is coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// As it was received.
+    Identity,
+    /// As one zstd frame.
+    Zstd {
+        /// The length of what was received, in bytes.
+        length: u64,
+    },
+}
+
+/// A body as Redis holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBody {
+    /// What is stored.
+    pub bytes: Bytes,
+    /// How it is coded.
+    pub coding: Coding,
+}
+
+impl StoredBody {
+    /// The body as it is.
+    pub const fn identity(body: Bytes) -> Self {
+        Self { bytes: body, coding: Coding::Identity }
+    }
+
+    /// The body compressed, or as it is where that does not save enough.
+    pub fn compressed(body: Bytes) -> Self {
+        match compress(&body) {
+            Some(frame) => Self { bytes: frame.into(), coding: Coding::Zstd { length: body.len() as u64 } },
+            None => Self::identity(body),
+        }
+    }
+
+    /// The body that was received. Nothing is allocated beyond the length declared, and a frame that yields any other
+    /// is refused.
+    pub fn restored(self) -> Result<Bytes, Unreadable> {
+        match self.coding {
+            Coding::Identity => Ok(self.bytes),
+            Coding::Zstd { length } => decompress(&self.bytes, length),
+        }
+    }
+}
+
+/// Whether a response's body may get smaller: it is no trifle, and not compressed already.
+pub fn may_shrink(response: &StoredResponse) -> bool {
+    response.body.len() >= BODY_MIN && !is_compressed(&response.fields)
+}
+
+fn is_compressed(fields: &HeaderMap) -> bool {
+    let codings = fields.get_all(CONTENT_ENCODING);
+    let mut codings = codings.iter().flat_map(|line| list::members(line.as_bytes()));
+    codings.any(|coding| !coding.eq_ignore_ascii_case(b"identity"))
+        || fields.get(CONTENT_TYPE).is_some_and(|value| is_compressed_type(value.as_bytes()))
+}
+
+fn is_compressed_type(value: &[u8]) -> bool {
+    let essence = list::split(value, b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    let begins = |kind: &str| essence.starts_with(kind.as_bytes());
+    begins("audio/")
+        || begins("video/")
+        || (begins("image/") && essence != b"image/svg+xml")
+        || COMPRESSED_TYPES.iter().any(|known| essence == known.as_bytes())
+}
+
+/// The body as a frame; none where that does not save enough.
+fn compress(body: &[u8]) -> Option<Vec<u8>> {
+    if body.len() >= FIRST_BLOCK_FROM {
+        frame(&body[..FIRST_BLOCK])?;
+    }
+    let mut frame = frame(body)?;
+    frame.shrink_to_fit();
+    Some(frame)
+}
+
+/// A frame that states its content's length; none where it does not fit into what it may take.
+fn frame(content: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = Vec::with_capacity(content.len() - content.len() / SAVED_MIN);
+    Compressor::new(LEVEL).ok()?.compress_to_buffer(content, &mut frame).ok()?;
+    Some(frame)
+}
+
+/// The content of exactly one frame that states this length and yields it.
+fn decompress(frame: &[u8], length: u64) -> Result<Bytes, Unreadable> {
+    let is_alone = zstd_safe::find_frame_compressed_size(frame).is_ok_and(|size| size == frame.len());
+    let states = zstd_safe::get_frame_content_size(frame).is_ok_and(|stated| stated == Some(length));
+    if !(frame.starts_with(&FRAME_MAGIC) && is_alone && states) {
+        return Err(Unreadable::Malformed);
+    }
+    let length = usize::try_from(length).map_err(|_| Unreadable::Malformed)?;
+    let mut body = Vec::new();
+    body.try_reserve_exact(length).map_err(|_| Unreadable::Malformed)?;
+    let decompressed = Decompressor::new().and_then(|mut zstd| zstd.decompress_to_buffer(frame, &mut body));
+    if decompressed.is_ok_and(|yielded| yielded == length) { Ok(body.into()) } else { Err(Unreadable::Malformed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    /// Digits and letters drawn at random: a frame takes about three quarters of them.
+    fn letters(random: &mut fastrand::Rng, length: usize) -> Vec<u8> {
+        (0..length).map(|_| random.alphanumeric() as u8).collect()
+    }
+
+    fn noise(random: &mut fastrand::Rng, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        random.fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn what_saves_a_tenth_is_compressed_and_comes_back_as_it_was() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for length in [BODY_MIN, 1025, 65_535, FIRST_BLOCK, FIRST_BLOCK_FROM, (1 << 20) + 7] {
+            for body in [letters(&mut random, length), vec![b'a'; length]] {
+                let body = Bytes::from(body);
+                let stored = StoredBody::compressed(body.clone());
+                assert_eq!(stored.coding, Coding::Zstd { length: length as u64 });
+                assert!(stored.bytes.len() <= length - length / 10, "{} of {length}", stored.bytes.len());
+                assert!(stored.restored() == Ok(body), "{length}");
+            }
+            let body = Bytes::from(noise(&mut random, length));
+            assert!(StoredBody::compressed(body.clone()) == StoredBody::identity(body), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_first_block_that_does_not_shrink_ends_the_attempt() {
+        let mut random = fastrand::Rng::with_seed(2);
+        let body = [noise(&mut random, FIRST_BLOCK), vec![0; FIRST_BLOCK_FROM - FIRST_BLOCK]].concat();
+        assert!(compress(&body).is_none());
+        assert!(compress(&body[..body.len() - 1]).is_some(), "a shorter body is tried as a whole");
+    }
+
+    #[test]
+    fn what_is_compressed_already_is_left_alone() {
+        let check = |name: &'static str, value: &'static str, expected: bool| {
+            let fields = [(HeaderName::from_static(name), HeaderValue::from_static(value))].into_iter().collect();
+            assert_eq!(is_compressed(&fields), expected, "{name}: {value}");
+        };
+        check("content-encoding", "gzip", true);
+        check("content-encoding", "identity, br", true);
+        check("content-encoding", "Identity", false);
+        check("content-encoding", "", false);
+        check("content-type", "application/json; charset=utf-8", false);
+        check("content-type", "application/octet-stream", false);
+        check("content-type", "text/html", false);
+        check("content-type", "image/svg+xml;charset=utf-8", false);
+        check("content-type", "Image/PNG", true);
+        check("content-type", "video/mp4; codecs=\"a;b\"", true);
+        check("content-type", "audio/ogg", true);
+        check("content-type", "application/zip", true);
+        check("content-type", "application/zip2", false);
+        check("x-other", "gzip", false);
+        assert!(!is_compressed(&HeaderMap::new()));
+        let two = ["identity", "gzip"].map(|value| (CONTENT_ENCODING, HeaderValue::from_static(value)));
+        assert!(is_compressed(&two.into_iter().collect()), "any line counts");
+    }
+
+    #[test]
+    fn a_frame_that_yields_another_length_than_declared_is_refused() {
+        let body = vec![b'a'; 100_000];
+        let frame = compress(&body).unwrap();
+        let check = |frame: &[u8], length: u64| assert_eq!(decompress(frame, length), Err(Unreadable::Malformed));
+        check(&frame, 99_999);
+        check(&frame, 100_001);
+        check(&frame, 0);
+        check(&frame, u64::MAX);
+        check(&frame[..frame.len() - 1], 100_000);
+        check(&[&frame[..], b"\0"].concat(), 100_000);
+        check(&[&frame[..], &frame].concat(), 200_000);
+        check(&[&frame[..], b"\x50\x2a\x4d\x18\0\0\0\0"].concat(), 100_000);
+        check(&body, 100_000);
+        check(b"", 0);
+        // Skippable, of another version, and without its content's length (RFC 8878 §3.1.1.1.1, §3.1.2).
+        check(b"\x50\x2a\x4d\x18\0\0\0\0", 0);
+        check(b"\x27\xb5\x2f\xfd\0\0\0\0\0\0", 0);
+        check(&zstd::stream::encode_all(&body[..], LEVEL).unwrap(), 100_000);
+        assert_eq!(decompress(&frame, 100_000), Ok(body.into()));
+    }
+
+    /// A frame of `blocks` blocks of one repeated byte each, stating `length`: 4 bytes that yield 128 KiB.
+    fn bomb(blocks: usize, length: u64) -> Vec<u8> {
+        // One segment off, a window of 128 KiB, and 8 bytes of content size (RFC 8878 §3.1.1.1).
+        let mut frame = [&FRAME_MAGIC[..], &[0b1100_0000, 7 << 3], &length.to_le_bytes()].concat();
+        for nth in 1..=blocks {
+            let header = (128_u32 << 10) << 3 | 1 << 1 | u32::from(nth == blocks);
+            frame.extend_from_slice(&header.to_le_bytes()[..3]);
+            frame.push(0);
+        }
+        frame
+    }
+
+    #[test]
+    fn a_bomb_yields_what_was_declared_or_nothing() {
+        let block = 128 << 10;
+        assert_eq!(decompress(&bomb(3, 3 * block), 3 * block).map(|body| body.len() as u64), Ok(3 * block));
+        // It states less than it has, and more: neither fills a buffer beyond what is declared.
+        assert_eq!(decompress(&bomb(4096, block), block), Err(Unreadable::Malformed));
+        assert_eq!(decompress(&bomb(1, 3 * block), 3 * block), Err(Unreadable::Malformed));
+        // A length that cannot be had is refused before it is asked of the allocator.
+        assert_eq!(decompress(&bomb(1, u64::MAX - 2), u64::MAX - 2), Err(Unreadable::Malformed));
+        assert_eq!(decompress(&bomb(1, 1 << 62), 1 << 62), Err(Unreadable::Malformed));
+    }
+
+    /// Random bytes behind a frame's magic, and frames with some bytes changed, cut or added: each is refused, or is
+    /// a frame of exactly the length declared.
+    #[test]
+    fn a_hostile_frame_never_yields_another_length() {
+        let mut random = fastrand::Rng::with_seed(4);
+        let bodies = [letters(&mut random, 5_000), vec![0; 300_000]];
+        let frames = bodies.map(|body| (compress(&body).unwrap(), body.len() as u64));
+        let (mut restored, mut refused) = (0, 0);
+        for round in 0..20_000 {
+            let (frame, length) = &frames[round % 2];
+            let mut hostile = frame.clone();
+            if round % 5 == 0 {
+                let length = random.usize(..100);
+                hostile = [&FRAME_MAGIC[..], &noise(&mut random, length)].concat();
+            } else {
+                for _ in 0..random.usize(1..4) {
+                    let at = random.usize(..hostile.len());
+                    hostile[at] = random.u8(..);
+                }
+                if random.u8(..4) == 0 {
+                    hostile.truncate(random.usize(..=hostile.len()));
+                }
+            }
+            let stated = zstd_safe::get_frame_content_size(&hostile).ok().flatten();
+            let declared = stated.filter(|stated| *stated <= 1 << 20 && round % 3 == 0).unwrap_or(*length);
+            match decompress(&hostile, declared) {
+                Ok(body) => {
+                    assert_eq!(body.len() as u64, declared);
+                    restored += 1;
+                }
+                Err(why) => {
+                    assert_eq!(why, Unreadable::Malformed);
+                    refused += 1;
+                }
+            }
+        }
+        assert!(restored > 0 && refused > 0, "{restored} restored, {refused} refused");
+    }
+}
