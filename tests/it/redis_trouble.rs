@@ -185,8 +185,8 @@ fn large_origin(body_bytes: usize, permits: Arc<Semaphore>) -> Origin {
 async fn check_stuck_write(body_bytes: usize, bodies: usize) {
     let permits = Arc::new(Semaphore::new(0));
     let (origin, redis) = (large_origin(body_bytes, Arc::clone(&permits)), Redis::start());
-    let limits = "max_object = \"64 MiB\"\ncompress = false";
-    let toml = two_routes_with_redis(&origin, &format!("url = \"{}\"\n{limits}", redis.url()));
+    let limits = "max_object = \"64 MiB\"";
+    let toml = two_routes_with_redis(&origin, &format!("url = \"{}\"\ncompress = false\n{limits}", redis.url()));
     let proxy = Proxy::start(&format!("{toml}\n{limits}"));
     until_up(&proxy).await;
     let client = client();
