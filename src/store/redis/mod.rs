@@ -4,8 +4,11 @@ mod breaker;
 mod client;
 mod epoch;
 mod errors;
+mod lock;
 mod lookup;
 mod pending;
+mod wake_listener;
+mod wakes;
 mod writes;
 
 use std::sync::Arc;
@@ -21,8 +24,11 @@ use crate::key::CacheKey;
 use crate::telemetry::Telemetry;
 use client::Lane;
 use errors::Reports;
+pub use lock::{Guard, Lock};
 use pending::Pending;
 pub(super) use pending::Waiting;
+use wakes::Wakes;
+pub use wakes::{Waiter, Wake};
 
 /// How Redis is reached and used.
 #[derive(Clone)]
@@ -61,10 +67,15 @@ pub(super) struct RedisTier {
     /// Whether the epoch that Redis holds is known; nothing is written or read before.
     synced: watch::Sender<bool>,
     tasks: TaskTracker,
+    wakes: Wakes,
+    /// The locks that are held; closed, so that one can wait for there being none.
+    locks: TaskTracker,
 }
 
 impl RedisTier {
     pub(super) fn new(config: RedisConfig, workers: usize, ledger: Arc<Ledger>, telemetry: Arc<Telemetry>) -> Self {
+        let locks = TaskTracker::new();
+        locks.close();
         Self {
             config,
             lanes: (0..workers + 2).map(|_| Lane::new()).collect(),
@@ -73,6 +84,8 @@ impl RedisTier {
             reports: Reports::new(telemetry),
             synced: watch::Sender::new(false),
             tasks: TaskTracker::new(),
+            wakes: Wakes::default(),
+            locks,
         }
     }
 
@@ -89,6 +102,7 @@ impl RedisTier {
         if worker.0 == self.control() {
             self.tasks.spawn(client::supervise(Arc::clone(self), self.bulk(), builder.clone()));
             self.tasks.spawn(epoch::follow(Arc::clone(self)));
+            self.tasks.spawn(wake_listener::listen(Arc::clone(self), builder.clone()));
         } else {
             self.tasks.spawn(writes::work_off(Arc::clone(self), worker.0));
         }
