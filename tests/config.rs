@@ -140,8 +140,8 @@ fn mistakes_about_routes_are_told() {
     check_route("tll = \"5m\"", "6: unknown key \"tll\" in route \"x\"; did you mean \"ttl\"?");
     check_route("use = \"p\"", "6: route \"x\": profile \"p\" is not defined");
     check_route(
-        "collapse = \"global\"",
-        "6: route \"x\": collapse: \"global\" is not expected here; expected \"local\" or \"off\" or \"cluster\"",
+        "collapse = \"everywhere\"",
+        "6: route \"x\": collapse: \"everywhere\" is not expected here; expected \"local\" or \"off\" or \"cluster\"",
     );
     check_route(
         "collapse = \"cluster\"",

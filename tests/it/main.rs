@@ -4,6 +4,7 @@
 
 mod broken;
 mod collapse;
+mod fleet_collapse;
 mod protocols;
 mod redis;
 mod redis_access;

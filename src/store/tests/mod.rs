@@ -1,6 +1,7 @@
 //! The store as the proxy uses it.
 
 mod local;
+mod lock;
 mod redis;
 mod server;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::redis::RedisConfig;
 use super::*;
 use crate::clock::Clock;
 use crate::fields::vary::SelectingFields;

@@ -5,7 +5,7 @@ use super::*;
 use crate::store::ledger::PurgeKind;
 use crate::store::redis::RedisConfig;
 
-fn redis_config(url: String) -> RedisConfig {
+pub(super) fn redis_config(url: String) -> RedisConfig {
     RedisConfig {
         url,
         username: String::new(),
@@ -18,14 +18,14 @@ fn redis_config(url: String) -> RedisConfig {
 }
 
 /// A store on the server, its workers attached and the epoch known.
-async fn connected(server: &Server, memory_max_size: u64) -> World {
+pub(super) async fn connected(server: &Server, memory_max_size: u64) -> World {
     let redis = redis_config(format!("redis://127.0.0.1:{}", server.port));
     let world = attached(memory_max_size, redis);
     until("connecting", || state(&world) == "up").await;
     world
 }
 
-fn attached(memory_max_size: u64, redis: RedisConfig) -> World {
+pub(super) fn attached(memory_max_size: u64, redis: RedisConfig) -> World {
     let world = World::new(&StoreConfig { redis: Some(redis), ..config(memory_max_size) });
     world.store.attach(WorkerId(0));
     world.store.attach(WorkerId(1));
@@ -36,12 +36,12 @@ fn stats(world: &World) -> RedisStats {
     world.store.stats().redis.unwrap()
 }
 
-fn state(world: &World) -> &'static str {
+pub(super) fn state(world: &World) -> &'static str {
     stats(world).state
 }
 
 /// Lets the store's tasks run until it holds, bounded.
-async fn until(what: &str, holds: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -50,7 +50,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what} took too long"));
 }
 
-async fn flush(world: &World) {
+pub(super) async fn flush(world: &World) {
     world.store.flush(Duration::from_secs(10)).await;
     assert_eq!(stats(world).pending_writes, 0);
 }

@@ -38,6 +38,13 @@ impl Redis {
         }
     }
 
+    /// Sends a signal by name: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("it runs");
+        let status = Command::new("kill").args([&format!("-{name}"), &process.id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "it can be signalled");
+    }
+
     /// Starts it, empty, on the same port.
     pub fn restart(&mut self) {
         self.kill();
