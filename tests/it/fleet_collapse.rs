@@ -156,6 +156,21 @@ async fn a_client_that_leaves_does_not_end_the_fetch_that_others_wait_for() {
 }
 
 #[tokio::test]
+async fn a_process_that_stops_leaves_no_lock() {
+    let (origin, redis) = (slow_origin(&[("cache-control", "max-age=60")]), Redis::start());
+    let [one, two, _three] = fleet(&origin, &redis, "").await;
+    let (client, url) = (client(), one.url("/cold"));
+    let stopped = async {
+        until("the fetch", || origin.count("/cold") == 1).await;
+        tokio::task::spawn_blocking(move || one.running.shutdown()).await.expect("it stops");
+        redis.command("KEYS aside:l:*").expect("redis answers")
+    };
+    let (answer, locks) = tokio::join!(get(&client, &url), stopped);
+    assert_eq!((answer.body.as_str(), locks.trim()), ("0 ", "*0"));
+    assert_eq!(get(&client, &two.url("/cold")).await.body, "0 ", "and what it fetched is there");
+}
+
+#[tokio::test]
 async fn a_frozen_redis_is_no_ones_error() {
     let (origin, redis) = (slow_origin(&[("cache-control", "max-age=60")]), Redis::start());
     let proxies = fleet(&origin, &redis, "").await;
@@ -184,6 +199,7 @@ async fn a_holder_that_is_killed_costs_the_others_its_lease_at_most() {
         drop(holder);
     });
     assert!(lost.is_err(), "its client gets nothing");
+    assert!(redis.command("KEYS aside:l:*").unwrap().starts_with("*1"), "its lock outlives it");
     let begun = Instant::now();
     let answers = herd(&proxies, "/cold", 300).await;
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "1 "), "{answers:?}");
@@ -223,13 +239,11 @@ impl Process {
         let (client, url) = (client(), format!("http://127.0.0.1:{}/cache-stats", self.port));
         let begun = Instant::now();
         loop {
-            if let Ok(response) = client.get(&url).send().await
-                && response
-                    .text()
-                    .await
-                    .is_ok_and(|text| text.contains("\"state\":\"up\"") || text.contains("\"state\": \"up\""))
-            {
-                return;
+            if let Ok(response) = client.get(&url).send().await {
+                let stats: serde_json::Value = serde_json::from_str(&got(response).await.body).expect("JSON");
+                if stats["redis"]["state"] == "up" {
+                    return;
+                }
             }
             assert!(begun.elapsed() < Duration::from_secs(10), "the proxy did not start");
             tokio::task::yield_now().await;

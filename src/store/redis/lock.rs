@@ -219,8 +219,8 @@ async fn keep(tier: Arc<RedisTier>, claim: Claim, asker: oneshot::Sender<Found>)
         Ok(Some(holder)) => return drop(asker.send(Found::Holder(holder))),
         Err(trouble) => {
             drop(asker.send(Found::Trouble));
-            // Redis may take it late, and then nobody has it.
-            if trouble == Trouble::Timeout {
+            // Redis may have taken it, or take it late, and then nobody has it.
+            if matches!(trouble, Trouble::Timeout | Trouble::Connection) {
                 tier.release(&claim, Wake::Unsure).await;
             }
             return;
