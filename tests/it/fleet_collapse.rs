@@ -38,12 +38,18 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 /// Three proxies on one Redis that hear of each other.
 async fn fleet(origin: &Origin, redis: &Redis, route: &str) -> [Proxy; 3] {
+    let proxies = started(origin, redis, route).await;
+    until("subscriptions", || redis.command("PUBSUB NUMSUB aside:wake").unwrap().contains(":3")).await;
+    proxies
+}
+
+/// Three proxies on one Redis.
+async fn started(origin: &Origin, redis: &Redis, route: &str) -> [Proxy; 3] {
     let toml = one_route_with_redis(&origin.url(), &redis.url(), &format!("{ROUTE}\n{route}"));
     let proxies = [0; 3].map(|_| Proxy::start(&toml));
     for proxy in &proxies {
         until_connected(proxy).await;
     }
-    until("subscriptions", || redis.command("PUBSUB NUMSUB aside:wake").unwrap().contains(":3")).await;
     proxies
 }
 
@@ -65,6 +71,16 @@ async fn many_requests_on_a_cold_key_over_all_processes_are_one_fetch() {
     let hits = answers.iter().filter(|answer| answer.cache_status.contains("; hit")).count();
     assert_eq!(collapsed + hits, 299, "all but the leader shared its fetch");
     assert!(redis.command("KEYS aside:l:*").unwrap().starts_with("*0"), "no lock is left");
+}
+
+#[tokio::test]
+async fn without_messages_and_memory_they_look_for_themselves() {
+    let origin = slow_origin(&[("cache-control", "max-age=60")]);
+    let redis = Redis::start_with(&["--user", "default", "on", "nopass", "~*", "&*", "+@all", "-subscribe"]);
+    let proxies = started(&origin, &redis, "[memory]\nmax_size = \"0\"").await;
+    let answers = herd(&proxies, "/cold", 150).await;
+    assert!(answers.iter().all(|answer| answer.body == "0 "), "{answers:?}");
+    assert_eq!(origin.count("/cold"), 1);
 }
 
 #[tokio::test]
