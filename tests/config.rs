@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aside::config::{self, Config, parse_resolved};
 use aside::key::{QueryRule, TRACKING};
+use aside::route::Collapse;
 
 /// One upstream and nothing else; four lines.
 const UPSTREAM: &str = "[upstream.api]\nurl = \"http://127.0.0.1:3000\"\n\n";
@@ -177,8 +178,12 @@ fn mistakes_about_routes_are_told() {
     check_route("tll = \"5m\"", "6: unknown key \"tll\" in route \"x\"; did you mean \"ttl\"?");
     check_route("use = \"p\"", "6: route \"x\": profile \"p\" is not defined");
     check_route(
+        "collapse = \"everywhere\"",
+        "6: route \"x\": collapse: \"everywhere\" is not expected here; expected \"local\" or \"off\" or \"cluster\"",
+    );
+    check_route(
         "collapse = \"cluster\"",
-        "6: route \"x\": collapse: \"cluster\" is not expected here; expected \"local\" or \"off\"",
+        "6: route \"x\": collapse: \"cluster\" needs [redis]; expected it, or \"local\"",
     );
     check_route(
         "methods = [\"get\"]",
@@ -262,6 +267,12 @@ fn a_routes_own_keys_win_over_its_profiles() {
 fn a_route_waits_in_collapse_as_long_as_its_upstream_may_take() {
     let text = format!("{UPSTREAM}connect_timeout = \"1s\"\n[[route]]\npath = \"/\"\n");
     assert_eq!(accepted(&text).routes[0].caching.clone().unwrap().collapse_wait, Duration::from_secs(31));
+}
+
+#[test]
+fn processes_that_share_a_redis_can_share_fetches() {
+    let text = format!("{UPSTREAM}[redis]\nurl = \"redis://a\"\n[[route]]\npath = \"/\"\ncollapse = \"cluster\"\n");
+    assert_eq!(accepted(&text).routes[0].caching.clone().unwrap().collapse, Collapse::Cluster);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::keying;
 use super::reader::{Reader, unexpected_word};
 use super::units;
 use crate::policy::{ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
-use crate::route::{Caching, Cookies, TagTemplate};
+use crate::route::{Caching, Collapse, Cookies, TagTemplate};
 
 /// What a route's caching takes from elsewhere.
 pub(super) struct Surroundings<'s> {
@@ -17,6 +17,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) credential_headers: &'s Arc<[HeaderName]>,
     /// The longest its upstream takes to a response's head.
     pub(super) patience: Duration,
+    /// Whether processes share a Redis.
+    pub(super) with_redis: bool,
     /// The path's parameters; none in a profile, whose tags are checked with each route.
     pub(super) params: Option<&'s [&'s str]>,
 }
@@ -37,7 +39,7 @@ pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching
         credential_headers: Arc::clone(around.credential_headers),
         bypass: bypass(reader),
         max_object: reader.size("max_object", "8 MiB"),
-        collapse: reader.choice("collapse", &[("local", true), ("off", false)]),
+        collapse: collapse(reader, around),
         collapse_wait: reader.given_duration("collapse_wait", Some(&patience)).unwrap_or(around.patience),
         uncacheable_for: reader.duration("uncacheable_for", "10s"),
         tags: tags(reader, "tags", around.params),
@@ -66,6 +68,18 @@ fn rules(reader: &Reader<'_>, around: &Surroundings<'_>, authorization_keyed: bo
         targeted_fields: Arc::clone(around.targeted_fields),
         authorization_keyed,
     }
+}
+
+fn collapse(reader: &Reader<'_>, around: &Surroundings<'_>) -> Collapse {
+    let words = [("local", Collapse::Local), ("off", Collapse::Off), ("cluster", Collapse::Cluster)];
+    let collapse = reader.choice("collapse", &words);
+    if collapse == Collapse::Cluster
+        && !around.with_redis
+        && let Some(given) = reader.given("collapse")
+    {
+        reader.problem("collapse", &given, "needs [redis]; expected it, or \"local\"");
+    }
+    collapse
 }
 
 fn status_ttl(reader: &Reader<'_>) -> Box<[(StatusCode, Duration)]> {

@@ -61,7 +61,7 @@ fn config(root: &Reader<'_>) -> Option<Config> {
     if names.is_empty() {
         root.notes.problem(0, "no upstream is defined; expected [upstream.NAME] with a url");
     }
-    let context = Context { names: &names, upstreams: &upstreams, server: &server };
+    let context = Context { names: &names, upstreams: &upstreams, server: &server, with_redis: root.has("redis") };
     let routes = routes(root, &context);
     let token = admin.as_ref().and_then(|admin| admin.token.as_deref()).unwrap_or_default();
     let (redis, material) = redis.unzip();

@@ -17,6 +17,8 @@ pub(super) struct Context<'c> {
     pub(super) names: &'c [&'c str],
     pub(super) upstreams: &'c [UpstreamConfig],
     pub(super) server: &'c Server,
+    /// Whether there is a `[redis]`.
+    pub(super) with_redis: bool,
 }
 
 /// Fields that the connection decides, not an edit.
@@ -80,6 +82,7 @@ fn settings(name: &str, reader: &Reader<'_>, context: &Context<'_>, params: Opti
         targeted_fields: &context.server.targeted_fields,
         credential_headers: &context.server.credential_headers,
         patience,
+        with_redis: context.with_redis,
         params,
     };
     let caching = caching(reader, &around);

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 
 use super::ask::Ask;
 use super::fill::{Bound, Fill, News, Received, Room};
+use super::share::Lead;
 use super::{forward, share};
 use crate::clock::Timestamp;
-use crate::collapse::Lease;
 use crate::fields::{hop_by_hop, surrogate};
 use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
@@ -53,7 +53,7 @@ pub struct Report {
 pub struct Fetch {
     ask: Arc<Ask>,
     stored: Option<Arc<StoredResponse>>,
-    lease: Option<Lease<News>>,
+    lead: Option<Lead>,
     /// The ledger, before the upstream is contacted.
     synced: Synced,
     begun: Instant,
@@ -74,19 +74,15 @@ struct Asked {
 
 impl Fetch {
     /// Starts it as a task that drain waits for.
-    pub fn start(
-        ask: Arc<Ask>,
-        stored: Option<Arc<StoredResponse>>,
-        lease: Option<Lease<News>>,
-    ) -> oneshot::Receiver<Report> {
+    pub fn start(ask: Arc<Ask>, stored: Option<Arc<StoredResponse>>, lead: Option<Lead>) -> oneshot::Receiver<Report> {
         let (client, report) = oneshot::channel();
-        Self::spawn(ask, stored, lease, Some(client));
+        Self::spawn(ask, stored, lead, Some(client));
         report
     }
 
     /// Starts a validation that no client waits for.
-    pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lease: Lease<News>) {
-        Self::spawn(ask, Some(stored), Some(lease), None);
+    pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lead: Lead) {
+        Self::spawn(ask, Some(stored), Some(lead), None);
     }
 
     /// Stores a response that another request than a GET has brought, and can answer GETs.
@@ -104,21 +100,21 @@ impl Fetch {
     fn spawn(
         ask: Arc<Ask>,
         stored: Option<Arc<StoredResponse>>,
-        lease: Option<Lease<News>>,
+        lead: Option<Lead>,
         client: Option<oneshot::Sender<Report>>,
     ) {
         let shared = Arc::clone(&ask.proxy.shared);
-        shared.tasks.spawn(Self::new(ask, stored, lease, client).run());
+        shared.tasks.spawn(Self::new(ask, stored, lead, client).run());
     }
 
     fn new(
         ask: Arc<Ask>,
         stored: Option<Arc<StoredResponse>>,
-        lease: Option<Lease<News>>,
+        lead: Option<Lead>,
         client: Option<oneshot::Sender<Report>>,
     ) -> Self {
         let (synced, background) = (ask.proxy.shared.store.synced(), client.is_none());
-        Self { ask, stored, lease, synced, begun: Instant::now(), refetched: false, background, client }
+        Self { ask, stored, lead, synced, begun: Instant::now(), refetched: false, background, client }
     }
 
     async fn run(mut self) {
@@ -329,8 +325,10 @@ impl Fetch {
         let limits = PutLimits { max_variants: self.ask.caching().max_variants };
         let store = &self.ask.proxy.shared.store;
         let put = store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits);
-        if put != Put::Stored {
-            self.publish(News::NotShared);
+        match (put, &self.lead) {
+            (Put::Stored, Some(lead)) => lead.stored(&self.ask, &query),
+            (Put::Stored, None) => {}
+            (Put::TooManyVariants | Put::NoRoom, _) => self.publish(News::NotShared),
         }
         if self.background {
             self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, put == Put::Stored);
@@ -365,8 +363,8 @@ impl Fetch {
     }
 
     fn publish(&self, news: News) {
-        if let Some(lease) = &self.lease {
-            lease.publish(news);
+        if let Some(lead) = &self.lead {
+            lead.publish(news);
         }
     }
 

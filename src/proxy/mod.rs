@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod ask;
 mod client_body;
+mod cluster;
 mod fetch;
 pub mod fill;
 mod forward;
@@ -125,15 +126,16 @@ impl Proxy {
     /// Lookup and decide, then serve, or share a fetch, or fetch.
     async fn cached(self: &Arc<Self>, ask: Arc<Ask>) -> Answer {
         let mut share = Share::new(&ask);
+        let mut collapsed = None;
         loop {
             let looked_up = LookedUp::from_store(&ask).await;
             let (stored, must_validate, miss) = looked_up.for_decision();
             let decision = decide(&ask.parts, stored, must_validate, miss, &ask.caching().rules, ask.now());
             let (stored, why) = match decision {
-                Decision::Serve(stored, usage) => return looked_up.serve(&ask, &stored, usage.into()),
+                Decision::Serve(stored, usage) => return looked_up.serve(&ask, &stored, usage.into(), collapsed),
                 Decision::ServeWhileRevalidating(stored) => {
                     share::revalidate(&ask, &stored);
-                    return looked_up.serve(&ask, &stored, Some(Detail::StaleWhileRevalidate));
+                    return looked_up.serve(&ask, &stored, Some(Detail::StaleWhileRevalidate), collapsed);
                 }
                 Decision::GatewayTimeout => {
                     return Answer::generated(StatusCode::GATEWAY_TIMEOUT, Detail::OnlyIfCached);
@@ -143,7 +145,8 @@ impl Proxy {
             };
             match share.turn(&ask, stored.as_ref(), &looked_up).await {
                 Step::Again => {}
-                Step::Fetch(lease) => return looked_up.fetch(&ask, stored, why, lease).await,
+                Step::AgainBehindAnother => collapsed = Some(why),
+                Step::Fetch(lead) => return looked_up.fetch(&ask, stored, why, lead).await,
                 Step::Stream(fill) => return serve::stream(fill, why),
                 Step::Failed(error) => return serve::stale_or_failed(&ask, looked_up.stored(), why, error),
             }

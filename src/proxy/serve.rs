@@ -9,10 +9,10 @@ use http::{HeaderMap, Response, StatusCode};
 use super::answer::{Answer, Content};
 use super::ask::Ask;
 use super::fetch::{Fetch, Fetched, Report};
-use super::fill::{Fill, FillReader, News};
+use super::fill::{Fill, FillReader};
 use super::reply;
+use super::share::Lead;
 use crate::clock::Timestamp;
-use crate::collapse::Lease;
 use crate::fields::hop_by_hop;
 use crate::policy::reuse::{Use, Why, usable_on_error};
 use crate::store::{Found, Lookup, Missing, Tier};
@@ -60,9 +60,13 @@ impl LookedUp {
         }
     }
 
-    /// The answer from what is stored.
-    pub fn serve(&self, ask: &Ask, stored: &StoredResponse, detail: Option<Detail>) -> Answer {
+    /// The answer from what is stored. `collapsed`: another process was waited for, who stored it, and why.
+    pub fn serve(&self, ask: &Ask, stored: &StoredResponse, detail: Option<Detail>, collapsed: Option<Why>) -> Answer {
         let now = ask.now();
+        if let Some(why) = collapsed {
+            let outcome = collapsed_into(why, stored.status);
+            return from_stored(ask, stored, now, CacheStatus { outcome, detail });
+        }
         let tier = match &self.0 {
             Lookup::Found(found) => found.tier,
             Lookup::Missing(_) => Tier::Memory,
@@ -76,10 +80,10 @@ impl LookedUp {
         ask: &Arc<Ask>,
         stored: Option<Arc<StoredResponse>>,
         why: Why,
-        lease: Option<Lease<News>>,
+        lead: Option<Lead>,
     ) -> Answer {
         let fallback = stored.clone();
-        let report = Fetch::start(Arc::clone(ask), stored, lease).await;
+        let report = Fetch::start(Arc::clone(ask), stored, lead).await;
         let mut answer = reported(ask, report.ok(), fallback.as_ref(), why).await;
         answer.cache_status.detail = answer.cache_status.detail.or_else(|| self.detail());
         answer
@@ -103,6 +107,11 @@ impl From<Use> for Option<Detail> {
             Use::Stale => Some(Detail::MaxStale),
         }
     }
+}
+
+/// The outcome of a request that another's fetch answered.
+const fn collapsed_into(why: Why, status: StatusCode) -> Outcome {
+    Outcome::Forward { why, fwd_status: Some(status), stored: true, collapsed: true, revalidated: false }
 }
 
 /// The answer from what a fetch brought; `fallback` is what is stored, should it have failed.
@@ -133,8 +142,7 @@ pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<S
 
 /// The answer that reads along with another request's fetch.
 pub fn stream(fill: Arc<Fill>, why: Why) -> Answer {
-    let outcome =
-        Outcome::Forward { why, fwd_status: Some(fill.head.status), stored: true, collapsed: true, revalidated: false };
+    let outcome = collapsed_into(why, fill.head.status);
     let content = Content::Fill(FillReader::follower(Arc::clone(&fill)));
     streamed(&fill, fill.head.fields.clone(), content, CacheStatus { outcome, detail: None })
 }

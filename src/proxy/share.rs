@@ -7,6 +7,7 @@ use http::header::RANGE;
 use tokio::time::Instant;
 
 use super::ask::Ask;
+use super::cluster::{self, Led};
 use super::fetch::Fetch;
 use super::fill::{Fill, News};
 use super::serve::LookedUp;
@@ -15,7 +16,8 @@ use crate::collapse::{Follower, Lease, Turn, Wait};
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
 use crate::policy::reuse::{Decision, Why, decide};
-use crate::store::{Lookup, Missing};
+use crate::route::Collapse;
+use crate::store::{Guard, Lookup, Missing, Query};
 use crate::stored::StoredResponse;
 use crate::upstream::UpstreamError;
 
@@ -33,14 +35,44 @@ pub struct Share {
 
 /// What a request does next.
 pub enum Step {
-    /// Fetch: as the leader with its lease, or alone.
-    Fetch(Option<Lease<News>>),
+    /// Fetch: as the leader, or alone.
+    Fetch(Option<Lead>),
     /// Ask the store again.
     Again,
+    /// The same, after another process' fetch.
+    AgainBehindAnother,
     /// Read along with the leader.
     Stream(Arc<Fill>),
     /// The leader's fetch failed, and so would this one.
     Failed(UpstreamError),
+}
+
+/// The duty to fetch for those who wait: in this process and, with the key's lock, in all.
+#[derive(Debug)]
+pub struct Lead {
+    lease: Lease<News>,
+    lock: Option<Guard>,
+}
+
+impl Lead {
+    const fn new(lease: Lease<News>, lock: Option<Guard>) -> Self {
+        Self { lease, lock }
+    }
+
+    /// Tells those who wait. Other processes hear only that there is nothing to be shared.
+    pub fn publish(&self, news: News) {
+        if let (News::NotShared | News::Failed(_), Some(lock)) = (&news, &self.lock) {
+            lock.not_shared();
+        }
+        self.lease.publish(news);
+    }
+
+    /// What was fetched has been put: the other processes are told once Redis has it.
+    pub fn stored(&self, ask: &Ask, query: &Query<'_>) {
+        if let Some(lock) = &self.lock {
+            ask.proxy.shared.store.release_when_written(lock, query);
+        }
+    }
 }
 
 impl Share {
@@ -60,7 +92,7 @@ impl Share {
         // What was fetched since this request came and still must be validated would be so again after each wait.
         let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
         let is_spent = is_uncacheable || is_unshareable || self.waits >= WAITS_MAX;
-        if is_spent || !ask.caching().collapse || !is_shareable(ask) {
+        if is_spent || ask.caching().collapse == Collapse::Off || !is_shareable(ask) {
             return Step::Fetch(None);
         }
         self.select(ask, stored, looked_up);
@@ -71,8 +103,23 @@ impl Share {
                 self.waits += 1;
                 Step::Again
             }
-            Turn::Lead(lease) => Step::Fetch(Some(lease)),
+            Turn::Lead(lease) => self.lead(ask, stored, lease).await,
             Turn::Follow(follower) => self.follow(ask, follower).await,
+        }
+    }
+
+    /// Leads in this process; where all share, only with the lock, or when waiting for who has it is over.
+    async fn lead(&mut self, ask: &Ask, stored: Option<&Arc<StoredResponse>>, lease: Lease<News>) -> Step {
+        let led = match ask.caching().collapse {
+            Collapse::Off | Collapse::Local => Led::Fetch(None),
+            Collapse::Cluster => cluster::lead(ask, self.key, stored, self.deadline).await,
+        };
+        match led {
+            Led::Fetch(lock) => Step::Fetch(Some(Lead::new(lease, lock))),
+            Led::Again { waited } => {
+                self.waits += 1;
+                if waited { Step::AgainBehindAnother } else { Step::Again }
+            }
         }
     }
 
@@ -115,9 +162,19 @@ pub fn revalidate(ask: &Arc<Ask>, stored: &Arc<StoredResponse>) {
     if !is_shareable(ask) {
         return;
     }
-    if let Turn::Lead(lease) = ask.proxy.shared.inflight.join(variant_key(ask, stored)) {
-        Fetch::start_in_background(Arc::clone(ask), Arc::clone(stored), lease);
+    let key = variant_key(ask, stored);
+    let Turn::Lead(lease) = ask.proxy.shared.inflight.join(key) else { return };
+    let (ask, stored) = (Arc::clone(ask), Arc::clone(stored));
+    if ask.caching().collapse != Collapse::Cluster {
+        return Fetch::start_in_background(ask, stored, Lead::new(lease, None));
     }
+    let shared = Arc::clone(&ask.proxy.shared);
+    shared.tasks.spawn(async move {
+        match cluster::lead_in_background(&ask, key, &stored).await {
+            Led::Fetch(lock) => Fetch::start_in_background(ask, stored, Lead::new(lease, lock)),
+            Led::Again { .. } => {}
+        }
+    });
 }
 
 /// The key of the variant of `stored` that the request selects.

@@ -61,8 +61,8 @@ pub struct Caching {
     pub bypass: Box<[HeaderName]>,
     /// The bound on a stored body, in bytes.
     pub max_object: u64,
-    /// Whether concurrent requests for one key share a fetch.
-    pub collapse: bool,
+    /// Which concurrent requests for one key share a fetch.
+    pub collapse: Collapse,
     /// The bound on waiting in collapse, per request.
     pub collapse_wait: Duration,
     /// How long an uncacheable answer is remembered (hit-for-miss).
@@ -75,6 +75,17 @@ pub struct Caching {
     pub max_variants: usize,
     /// Names taken out of `Vary`.
     pub vary_ignore: Box<[HeaderName]>,
+}
+
+/// Which requests share a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collapse {
+    /// None: each fetches for itself.
+    Off,
+    /// Those of one process.
+    Local,
+    /// Those of all processes that share a Redis.
+    Cluster,
 }
 
 /// What a request with `Cookie` does.

@@ -77,6 +77,30 @@ impl Store {
         }
     }
 
+    /// Asks Redis for something newer than what was found here.
+    pub(super) async fn find_newer(
+        &self,
+        redis: &RedisTier,
+        worker: WorkerId,
+        query: &Query<'_>,
+        found: Found,
+    ) -> Lookup {
+        let variant = match self.slot(query.address, query.now) {
+            Some(Slot::Marker(marker)) => Some(query.address.variant(query.request, &selecting(query, &marker))),
+            Some(Slot::Response(_)) | None => None,
+        };
+        let key = variant.as_ref().map_or(query.address.key, |variant| variant.key);
+        // What is still to be written is the newest.
+        if redis.waiting(&key).is_some() {
+            return Lookup::Found(found);
+        }
+        let absent = Absent { why: Missing::Key, ask_redis: true, variant };
+        match self.select_in_redis(redis, worker, query, absent).await {
+            Ok(newer) if newer.response.response_time > found.response.response_time => Lookup::Found(newer),
+            Ok(_) | Err(_) => Lookup::Found(found),
+        }
+    }
+
     async fn select_in_redis(
         &self,
         redis: &RedisTier,

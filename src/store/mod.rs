@@ -18,13 +18,14 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clock, Timestamp};
 use crate::fields::vary::SelectingFields;
-use crate::key::{Address, Tag};
+use crate::key::{Address, CacheKey, Tag};
 use crate::route::ConfiguredTags;
 use crate::stored::{PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
 use ledger::{Ledger, Synced, Verdict};
 use memory::{Memory, Uncacheable};
 use redis::RedisTier;
+pub use redis::{Guard, Lock, Waiter, Wake};
 use slot::{Held, Slot};
 
 /// The number of a worker thread, from 0; it selects the worker's own Redis client.
@@ -199,6 +200,34 @@ impl Store {
                 }
             }
             (Err(absent), _) => Some(Lookup::Missing(absent.why)),
+        }
+    }
+
+    /// Looks up as [`Self::get`] does, but asks Redis also where memory holds what is not fresh: another process may
+    /// have stored since.
+    pub async fn get_newest(&self, worker: WorkerId, query: &Query<'_>) -> Lookup {
+        match (self.find_local(query), &self.redis) {
+            (Ok(found), Some(redis)) if found.must_validate || !found.response.is_fresh(query.now) => {
+                self.find_newer(redis, worker, query, found).await
+            }
+            (Ok(found), _) => Lookup::Found(found),
+            (Err(absent), Some(redis)) if absent.ask_redis => self.find_in_redis(redis, worker, query, absent).await,
+            (Err(absent), _) => Lookup::Missing(absent.why),
+        }
+    }
+
+    /// Locks a key among all processes that share the Redis, for who is to fetch it.
+    pub async fn lock(&self, worker: WorkerId, key: CacheKey) -> Lock {
+        match &self.redis {
+            Some(redis) => redis.lock(worker, key).await,
+            None => Lock::Unavailable,
+        }
+    }
+
+    /// Lets the lock of a fetch go once what was just put for the query is in Redis, so that who is woken finds it.
+    pub fn release_when_written(&self, guard: &Guard, query: &Query<'_>) {
+        if let Some(redis) = &self.redis {
+            redis.release_when_written(guard, query);
         }
     }
 

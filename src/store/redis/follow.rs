@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::RedisTier;
 use super::client::Lane;
+use super::wakes::wake_channel;
 use super::writes::{WRITE_TIMEOUT, not_connected};
 use crate::store::ledger::{Head, Header, Message, Mirror, Position, Record, Standing, Told};
 use crate::stored::Epoch;
@@ -185,7 +186,8 @@ impl Follower {
         while let Some(subscription) = &mut self.subscription {
             match subscription.published.try_recv() {
                 Ok(published) => drop(self.hear(&published)),
-                Err(TryRecvError::Lagged(_)) => {}
+                // The look that follows finds what the ledger missed.
+                Err(TryRecvError::Lagged(_)) => self.tier.wakes.all_unsure(),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return,
             }
         }
@@ -196,7 +198,9 @@ impl Follower {
         if *published.channel == *self.tier.ledger_name() {
             return Message::read(&bytes).map(|message| self.mirror.told(&message));
         }
-        if *published.channel == *self.tier.orders_channel() {
+        if *published.channel == *wake_channel(&self.tier.config.prefix) {
+            self.tier.wakes.woken(&bytes);
+        } else if *published.channel == *self.tier.orders_channel() {
             self.tier.ordered(bytes);
         }
         None
@@ -209,10 +213,12 @@ impl Follower {
             return Ok(());
         }
         let (published, reconnected) = (client.message_rx(), client.reconnect_rx());
-        let channels = vec![self.tier.ledger_name(), self.tier.orders_channel()];
+        let wakes = wake_channel(&self.tier.config.prefix);
+        let channels = vec![self.tier.ledger_name(), self.tier.orders_channel(), wakes];
         let subscribed = self.record.client(WRITE_TIMEOUT)?.subscribe(channels).await;
         self.record.note(subscribed)?;
         self.subscription = Some(Subscription { client, published, reconnected });
+        self.tier.wakes.all_unsure();
         Ok(())
     }
 }

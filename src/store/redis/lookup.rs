@@ -108,7 +108,8 @@ impl RedisTier {
         self.note(lane, outcome)
     }
 
-    fn note<T>(&self, lane: usize, outcome: Result<T, Error>) -> Result<T, Trouble> {
+    /// The outcome of a command of the lane, for its breaker too.
+    pub(super) fn note<T>(&self, lane: usize, outcome: Result<T, Error>) -> Result<T, Trouble> {
         match outcome {
             Ok(value) => {
                 self.succeeded(lane);

@@ -5,9 +5,11 @@ mod client;
 mod errors;
 mod follow;
 pub mod live;
+mod lock;
 mod lookup;
 mod pending;
 mod server;
+mod wakes;
 mod writes;
 
 use std::sync::atomic::Ordering;
@@ -26,8 +28,11 @@ use crate::stored::PurgeNumber;
 use crate::telemetry::Telemetry;
 use client::Lane;
 use errors::Reports;
+pub use lock::{Guard, Lock};
 use pending::Pending;
 pub(super) use pending::Waiting;
+use wakes::Wakes;
+pub use wakes::{Waiter, Wake};
 
 /// The bound on the backend's orders that wait to be obeyed.
 const ORDERS_MAX: usize = 1024;
@@ -86,6 +91,9 @@ pub(super) struct RedisTier {
     /// Whether the ledger in Redis has been read once; no response is written or read before.
     synced: watch::Sender<bool>,
     tasks: TaskTracker,
+    wakes: Wakes,
+    /// The locks that are held; closed, so that one can wait for there being none.
+    locks: TaskTracker,
 }
 
 impl RedisTier {
@@ -97,6 +105,8 @@ impl RedisTier {
         telemetry: Arc<Telemetry>,
     ) -> Self {
         let (orders, to_take) = mpsc::channel(ORDERS_MAX);
+        let locks = TaskTracker::new();
+        locks.close();
         Self {
             config,
             clock,
@@ -108,6 +118,8 @@ impl RedisTier {
             reports: Reports::new(telemetry),
             synced: watch::Sender::new(false),
             tasks: TaskTracker::new(),
+            wakes: Wakes::default(),
+            locks,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::key::CacheKey;
 use crate::store::slot::Slot;
@@ -35,6 +35,8 @@ struct Change {
     lane: usize,
     /// Tells a change from a later one of the same key.
     version: u64,
+    /// Who is to be told whether Redis holds what was stored under the key.
+    watchers: Vec<oneshot::Sender<bool>>,
 }
 
 /// A change taken up to be written.
@@ -71,7 +73,7 @@ impl Pending {
     pub(super) fn put(&self, key: CacheKey, base: CacheKey, lane: usize, waiting: Waiting) -> Added {
         match self.shard(&key).entry(key) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Change { waiting, base, lane, version: 0 });
+                vacant.insert(Change { waiting, base, lane, version: 0, watchers: Vec::new() });
                 self.count.fetch_add(1, Ordering::AcqRel);
                 Added::New
             }
@@ -92,14 +94,30 @@ impl Pending {
         Some(Taken { waiting: change.waiting.clone(), base: change.base, version: change.version })
     }
 
-    /// A change was written, or given up: whether nothing newer waits for its key. If so the key is no one's duty.
-    pub(super) fn settle(&self, key: &CacheKey, taken: &Taken) -> bool {
+    /// Tells, once the key is no one's duty, whether Redis acknowledged a record for it. None: no record waits.
+    pub(super) fn watch(&self, key: &CacheKey) -> Option<oneshot::Receiver<bool>> {
+        let mut shard = self.shard(key);
+        let change = shard.get_mut(key).filter(|change| matches!(change.waiting, Waiting::Store(_)))?;
+        let (watcher, settled) = oneshot::channel();
+        change.watchers.push(watcher);
+        Some(settled)
+    }
+
+    /// A change was `written`, or given up: whether nothing newer waits for its key. If so the key is no one's duty.
+    pub(super) fn settle(&self, key: &CacheKey, taken: &Taken, written: bool) -> bool {
         let mut shard = self.shard(key);
         if shard.get(key).is_some_and(|change| change.version != taken.version) {
             return false;
         }
-        if shard.remove(key).is_some() && self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.emptied.notify_waiters();
+        if let Some(change) = shard.remove(key) {
+            let is_stored = written && matches!(change.waiting, Waiting::Store(_));
+            for watcher in change.watchers {
+                // Who no longer watches need not be told.
+                let _ = watcher.send(is_stored);
+            }
+            if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.emptied.notify_waiters();
+            }
         }
         true
     }
@@ -137,7 +155,13 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::store::slot::Marker;
 
     const KEY: CacheKey = CacheKey::from_bytes([1; 32]);
 
@@ -148,11 +172,38 @@ mod tests {
         assert_eq!(pending.put(KEY, KEY, 3, Waiting::Unlink), Added::New);
         let taken = pending.take_up(&KEY).unwrap();
         assert_eq!(pending.put(KEY, KEY, 4, Waiting::Unlink), Added::Replaced(3, Waiting::Unlink.bytes()));
-        assert!(!pending.settle(&KEY, &taken), "a newer change waits");
+        assert!(!pending.settle(&KEY, &taken, true), "a newer change waits");
         assert!(matches!(pending.get(&KEY), Some(Waiting::Unlink)));
         let taken = pending.take_up(&KEY).unwrap();
-        assert!(pending.settle(&KEY, &taken));
+        assert!(pending.settle(&KEY, &taken, true));
         assert_eq!((pending.count(), pending.get(&KEY).is_none()), (0, true));
+    }
+
+    fn marker() -> Waiting {
+        let marker = Marker { material: Bytes::new(), names: Arc::default(), variants: BTreeMap::new() };
+        Waiting::Store(Slot::Marker(Arc::new(marker)))
+    }
+
+    #[test]
+    fn who_watches_a_key_is_told_whether_redis_holds_it() {
+        let pending = Pending::new();
+        assert!(pending.watch(&KEY).is_none(), "nothing waits");
+        let check = |last: Waiting, written: bool, expected: bool| {
+            pending.put(KEY, KEY, 0, marker());
+            let mut settled = pending.watch(&KEY).unwrap();
+            let before = pending.take_up(&KEY).unwrap();
+            pending.put(KEY, KEY, 0, last);
+            assert!(!pending.settle(&KEY, &before, true));
+            assert!(settled.try_recv().is_err(), "a newer change waits");
+            let taken = pending.take_up(&KEY).unwrap();
+            assert!(pending.settle(&KEY, &taken, written));
+            assert_eq!(settled.try_recv(), Ok(expected));
+        };
+        check(marker(), true, true);
+        check(marker(), false, false);
+        check(Waiting::Unlink, true, false);
+        pending.put(KEY, KEY, 0, Waiting::Unlink);
+        assert!(pending.watch(&KEY).is_none(), "it is being deleted");
     }
 
     #[tokio::test]
@@ -161,7 +212,7 @@ mod tests {
         pending.empty().await;
         pending.put(KEY, KEY, 0, Waiting::Unlink);
         let taken = pending.take_up(&KEY).unwrap();
-        let (settled, ()) = tokio::join!(async { pending.settle(&KEY, &taken) }, pending.empty());
+        let (settled, ()) = tokio::join!(async { pending.settle(&KEY, &taken, true) }, pending.empty());
         assert!(settled);
     }
 }

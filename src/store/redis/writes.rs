@@ -114,9 +114,13 @@ impl RedisTier {
         true
     }
 
-    /// Waits until nothing waits, at most `within`.
+    /// Waits until nothing waits, and no lock is held, at most `within`.
     pub(in crate::store) async fn flush(&self, within: Duration) {
-        let _ = tokio::time::timeout(within, self.pending.empty()).await;
+        let _ = tokio::time::timeout(within, async {
+            self.pending.empty().await;
+            self.locks.wait().await;
+        })
+        .await;
     }
 
     fn enqueue(&self, lane: usize, base: CacheKey, key: CacheKey, waiting: Waiting) {
@@ -141,10 +145,11 @@ impl RedisTier {
     async fn discharge(&self, lane: usize, key: &CacheKey) {
         let queue = &self.lanes[lane].queue;
         while let Some(taken) = self.pending.take_up(key) {
-            if !self.write(lane, key, &taken).await {
+            let written = self.write(lane, key, &taken).await;
+            if !written {
                 self.reports.drop_write();
             }
-            if self.pending.settle(key, &taken) {
+            if self.pending.settle(key, &taken, written) {
                 queue.count.fetch_sub(1, Ordering::Relaxed);
                 queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
                 return;
@@ -226,7 +231,8 @@ impl RedisTier {
         Ok(detached)
     }
 
-    fn write_timeout(&self) -> Duration {
+    /// What a command that nobody waits for is given.
+    pub(super) fn write_timeout(&self) -> Duration {
         self.config.timeout.max(WRITE_TIMEOUT)
     }
 }

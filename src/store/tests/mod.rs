@@ -2,6 +2,7 @@
 
 mod compression;
 mod local;
+mod lock;
 mod purges;
 mod redis;
 mod server;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::redis::RedisConfig;
 use super::*;
 use crate::clock::Clock;
 use crate::fields::vary::SelectingFields;
@@ -42,7 +44,7 @@ fn config(memory_max_size: u64) -> StoreConfig {
     StoreConfig {
         memory_max_size,
         memory_max_object: 1 << 20,
-        unsynced_residence: Duration::from_secs(5),
+        unsynced_residence: Duration::from_secs(3600),
         purge_slots: 1 << 20,
         redis: None,
     }
