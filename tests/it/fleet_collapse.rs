@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::world::proxy::one_route_with_redis;
-use crate::world::{Got, Origin, Proxy, Redis, client, get, got, reply};
+use crate::world::{Cluster, Got, Origin, Proxy, Redis, client, get, got, reply};
 
 /// The upstream is slow, so that all requests come while the first is being fetched.
 const SLOW: Duration = Duration::from_millis(200);
@@ -45,7 +45,11 @@ async fn fleet(origin: &Origin, redis: &Redis, route: &str) -> [Proxy; 3] {
 
 /// Three proxies on one Redis.
 async fn started(origin: &Origin, redis: &Redis, route: &str) -> [Proxy; 3] {
-    let toml = one_route_with_redis(&origin.url(), &redis.url(), &format!("{ROUTE}\n{route}"));
+    started_on(origin, &redis.url(), route).await
+}
+
+async fn started_on(origin: &Origin, redis: &str, route: &str) -> [Proxy; 3] {
+    let toml = one_route_with_redis(&origin.url(), redis, &format!("{ROUTE}\n{route}"));
     let proxies = [0; 3].map(|_| Proxy::start(&toml));
     for proxy in &proxies {
         until_connected(proxy).await;
@@ -71,6 +75,17 @@ async fn many_requests_on_a_cold_key_over_all_processes_are_one_fetch() {
     let hits = answers.iter().filter(|answer| answer.cache_status.contains("; hit")).count();
     assert_eq!(collapsed + hits, 299, "all but the leader shared its fetch");
     assert!(redis.command("KEYS aside:l:*").unwrap().starts_with("*0"), "no lock is left");
+}
+
+#[tokio::test]
+async fn on_a_cluster_they_are_one_fetch_too() {
+    let (origin, cluster) = (slow_origin(&[("cache-control", "max-age=60")]), Cluster::start(false));
+    let proxies = started_on(&origin, &cluster.url(), "").await;
+    for path in ["/a", "/b", "/c", "/d"] {
+        let answers = herd(&proxies, path, 60).await;
+        assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "0 "), "{answers:?}");
+        assert_eq!(origin.count(path), 1, "{path}");
+    }
 }
 
 #[tokio::test]
