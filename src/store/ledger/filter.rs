@@ -63,6 +63,12 @@ impl Filter {
         [place.hash.0, place.hash.1].map(|hash| array * self.slots + (hash % u64::from(self.slots)) as u32)
     }
 
+    /// Where a position of arrays with `slots` slots each, as many or more, lies in these.
+    pub const fn folded(&self, position: Position, slots: u32) -> Position {
+        // Both are powers of two, so that a hash's remainders agree.
+        position / slots * self.slots + position % slots % self.slots
+    }
+
     /// The last purge that may have named the place: the lesser of its slots, for each purge wrote both.
     pub fn last(&self, place: &Place, kind: PurgeKind) -> u64 {
         let [one, other] = self.positions(place, kind);
@@ -142,6 +148,15 @@ mod tests {
             })
             .collect();
         assert_eq!(arrays, [0, 2, 1, 3]);
+    }
+
+    #[test]
+    fn a_place_is_found_where_its_positions_in_larger_arrays_fold_to() {
+        let (large, small) = (Filter::new(1 << 16), Filter::new(1 << 12));
+        for (seed, kind) in (0..100).flat_map(|seed| [(seed, PurgeKind::Hard), (seed, PurgeKind::Soft)]) {
+            let folded = large.positions(&place(seed), kind).map(|position| small.folded(position, large.slots()));
+            assert_eq!(folded, small.positions(&place(seed), kind));
+        }
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub use mirror::{Head, Header, Message, Mirror, Record, SLOTS_AT, Standing, Told
 pub use unrecorded::Batch;
 use unrecorded::Unrecorded;
 
+/// The slots of the arrays for what is not recorded yet, at most: few at a time, while Redis answers.
+const OWN_SLOTS_MAX: u32 = 1 << 18;
+
 /// Whether purged responses are dead or to be validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PurgeKind {
@@ -110,7 +113,7 @@ impl Ledger {
             complete: AtomicU64::new(0),
             epoch: AtomicU64::new(fastrand::u64(1..)),
             alias: AtomicU64::new(0),
-            own: Filter::new(slots),
+            own: Filter::new(slots.min(OWN_SLOTS_MAX)),
             own_last: AtomicU64::new(0),
             own_recorded: AtomicU64::new(0),
             floor: AtomicU64::new(0),
@@ -179,7 +182,7 @@ impl Ledger {
     fn add(&self, positions: Vec<Position>, shared: Option<Duration>) -> u64 {
         let mut unrecorded = self.unrecorded();
         let sequence = self.own_last.load(Ordering::Relaxed) + 1;
-        positions.iter().for_each(|position| self.own.raise(*position, sequence));
+        positions.iter().for_each(|position| self.own.raise(self.own.folded(*position, self.mirror.slots()), sequence));
         let shared = shared.map(|delay| (Instant::now() + delay, self.newest.load(Ordering::Acquire)));
         let everything = || self.positions(&[Tag::All], PurgeKind::Hard);
         unrecorded.add(sequence, positions, shared, everything);

@@ -68,6 +68,21 @@ async fn a_lost_message_is_found_by_the_next_poll() {
 }
 
 #[tokio::test]
+async fn connections_that_were_killed_hear_messages_again() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let [one, other] = two(&server, &a).await;
+    let subscribers = || server.command("PUBSUB NUMSUB t:ledger").unwrap().contains(":2");
+    for _ in 0..5 {
+        until("subscriptions", subscribers).await;
+        server.command("CLIENT KILL TYPE pubsub");
+    }
+    until("subscriptions", subscribers).await;
+    // It may still be on the connection that is gone.
+    while purge_url(&one, &a, SOON).await.acknowledged.is_err() {}
+    until("the message", || is_purged(&other, &a)).await;
+}
+
+#[tokio::test]
 async fn a_purge_while_redis_is_frozen_is_obeyed_here_and_recorded_later() {
     let (server, [a, b]) = (Server::start(&[]), ["/a", "/b"].map(|path| ask(path, &[])));
     let [one, other] = two(&server, &a).await;
