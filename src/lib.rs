@@ -12,6 +12,7 @@ pub mod generation;
 pub mod key;
 pub mod policy;
 pub mod proxy;
+pub mod purge;
 pub mod reload;
 pub mod route;
 pub mod server;

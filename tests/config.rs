@@ -61,6 +61,12 @@ fn a_mistake_is_told_with_its_line_and_what_was_expected() {
         "5: server.fallback: \"apo\" is not an upstream that is defined; expected one, or \"none\"; did you mean \"api\"?",
     );
     check(
+        "[server.purge]\nallow = [\"10.0.0.0/33\"]",
+        "5: server.purge.allow: \"10.0.0.0/33\" is not a network; expected for example \"10.0.0.0/8\"",
+    );
+    check("[server]\npurge = { alow = [] }", "5: unknown key \"alow\" in server.purge; did you mean \"allow\"?");
+    check("[server]\npurge = true", "5: server.purge: true is not a table");
+    check(
         "[server.limits]\nheader_size = \"x\"",
         "5: server.limits.header_size: \"x\" is not a size; expected for example \"64 KiB\"",
     );
@@ -240,6 +246,14 @@ fn five_mistakes_are_five_problems() {
                 [[route]]\nname = \"x\"\npath = \"/\"\nupstream = \"b\"\nttl = 5\n";
     let lines: Vec<usize> = config::parse("f", text).err().unwrap().iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [2, 3, 7, 12, 13]);
+}
+
+#[test]
+fn the_method_purge_is_off_unless_somebody_may_use_it() {
+    assert!(accepted(UPSTREAM).server.purge.is_empty());
+    let config = accepted(&format!("{UPSTREAM}[server]\npurge = {{ allow = [\"10.0.0.0/8\", \"::1\"] }}\n"));
+    let allowed: Vec<String> = config.server.purge.iter().map(ToString::to_string).collect();
+    assert_eq!(allowed, ["10.0.0.0/8", "::1/128"]);
 }
 
 #[test]

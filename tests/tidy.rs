@@ -35,6 +35,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     // Where the parts meet.
     ("generation", EVERYTHING_BELOW_THE_SHELL),
     ("proxy", EVERYTHING_BELOW_THE_SHELL),
+    ("purge", &["clock", "fields", "generation", "key", "route", "store", "target", "telemetry"]),
     // The shell: processes, listeners, commands.
     ("server", SHELL),
     ("admin", SHELL),
@@ -55,6 +56,7 @@ const EVERYTHING_BELOW_THE_SHELL: &[&str] = &[
     "key",
     "policy",
     "proxy",
+    "purge",
     "route",
     "store",
     "stored",
@@ -70,6 +72,7 @@ const SHELL: &[&str] = &[
     "fields",
     "generation",
     "proxy",
+    "purge",
     "reload",
     "server",
     "store",

@@ -113,6 +113,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// `/cache-stats` on the proxy's own port.
     pub stats: Stats,
+    /// Who may use the method PURGE; empty: it is a method like any other.
+    pub purge: Arc<[IpNet]>,
     /// Whether responses carry Cache-Status.
     pub cache_status: bool,
     /// Bounds.

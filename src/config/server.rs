@@ -40,6 +40,7 @@ pub(super) fn server(reader: &Reader<'_>, upstreams: &[&str]) -> Server {
     let client_ip_header = client_ip_header(reader);
     let drain_timeout = reader.duration("drain_timeout", "30s");
     let stats = stats(&reader.table("stats", "[server.stats]"));
+    let purge = purge(&reader.table("purge", "[server.purge]"));
     let targeted_fields = reader.field_names("targeted_fields", &["CDN-Cache-Control"]).into();
     let credential_headers = reader.field_names("credential_headers", CREDENTIALS).into();
     let cache_status = reader.boolean("cache_status", true);
@@ -55,6 +56,7 @@ pub(super) fn server(reader: &Reader<'_>, upstreams: &[&str]) -> Server {
         client_ip_header,
         drain_timeout,
         stats,
+        purge,
         cache_status,
         limits,
     };
@@ -131,6 +133,12 @@ fn stats(reader: &Reader<'_>) -> Stats {
     let allow = networks(reader, "allow", &["127.0.0.0/8", "::1/128"]).into();
     reader.finish();
     Stats { path: path.into(), allow }
+}
+
+fn purge(reader: &Reader<'_>) -> Arc<[IpNet]> {
+    let allow = networks(reader, "allow", &[]).into();
+    reader.finish();
+    allow
 }
 
 fn limits(reader: &Reader<'_>) -> Limits {

@@ -45,6 +45,11 @@ pub fn invalidated_groups(fields: &HeaderMap, origin: &str) -> Vec<Box<str>> {
     groups(fields, &CACHE_GROUP_INVALIDATION).iter().map(|group| group_tag(origin, group)).collect()
 }
 
+/// Whether a tag is a cache group's, in the form that [`tags`] gives it.
+pub fn is_group(tag: &str) -> bool {
+    tag.strip_prefix("group:http").is_some_and(|rest| rest.contains("://") && rest.contains(' '))
+}
+
 fn add(tags: &mut Vec<Box<str>>, tag: &[u8]) -> Result<(), OverTagLimits> {
     match tag.len() {
         0 => Ok(()),
@@ -145,8 +150,10 @@ mod tests {
     #[test]
     fn invalidated_groups_have_the_form_of_tags() {
         let fields = of(&[("cache-group-invalidation", "\"x\", \"y\"")]);
-        let expected: [Box<str>; 2] = ["group:o x".into(), "group:o y".into()];
-        assert_eq!(invalidated_groups(&fields, "o"), expected);
+        let expected: [Box<str>; 2] = ["group:http://a x".into(), "group:http://a y".into()];
+        assert_eq!(invalidated_groups(&fields, "http://a"), expected);
+        assert!(expected.iter().all(|tag| is_group(tag)));
+        assert!(!is_group("group:a b") && !is_group("group:http://a"));
         assert!(invalidated_groups(&HeaderMap::new(), "o").is_empty());
     }
 }

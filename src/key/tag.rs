@@ -1,5 +1,8 @@
 //! Purge tags and their places in the ledger.
 
+use std::fmt;
+
+use super::KeyRules;
 use crate::target::Target;
 
 /// The most segments of a path prefix that can be purged.
@@ -10,29 +13,41 @@ pub const MAX_PREFIX_SEGMENTS: usize = 8;
 pub struct TagHash(pub u64, pub u64);
 
 /// A tag of the purge ledger. URL tags live in an array of their own.
+///
+/// A response whose key has no host answers for every host, so its tags have none either.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Tag {
     /// Everything.
     All,
     /// A route by name.
     Route(Box<str>),
-    /// A host, normalised, without port.
+    /// A host, normalised, without port; empty: what answers for every host.
     Host(Box<str>),
-    /// A URL without scheme: `host[:port]/path?query`, normalised; all its variants.
+    /// A URL without scheme: `host[:port]/path?query`, normalised, or without host; all its variants.
     Url(Box<str>),
-    /// A path prefix with its host: `host[:port]/segment/`, ending with `/`.
+    /// A path prefix with its host: `host[:port]/segment/`, or without host; it ends with `/`.
     Prefix(Box<str>),
     /// A surrogate key.
     Surrogate(Box<str>),
 }
 
 impl Tag {
-    /// The tag of a target's URL.
+    /// The tag of a target's URL with the query as it is.
     pub fn url(target: &Target) -> Self {
-        let authority = &target.authority;
-        Self::Url(match target.query() {
-            Some(query) => format!("{authority}{}?{query}", target.path()).into(),
-            None => format!("{authority}{}", target.path()).into(),
+        Self::url_with(target, target.query())
+    }
+
+    /// The tag of a target's URL as the key sees it: with the keyed query, and without a host that is not keyed.
+    pub fn keyed_url(target: &Target, rules: &KeyRules) -> Self {
+        let url = Self::url_with(target, rules.query(target.query()).as_deref());
+        if rules.host { url } else { url.without_host() }
+    }
+
+    fn url_with(target: &Target, query: Option<&str>) -> Self {
+        let (authority, path) = (&target.authority, target.path());
+        Self::Url(match query {
+            Some(query) => format!("{authority}{path}?{query}").into(),
+            None => format!("{authority}{path}").into(),
         })
     }
 
@@ -48,14 +63,34 @@ impl Tag {
         prefix.push('/');
         let path = target.path();
         let inner = path.strip_prefix('/').unwrap_or(path);
-        let inner = inner.strip_suffix('/').unwrap_or(inner);
-        let segments = inner.split('/').take(if inner.is_empty() { 0 } else { MAX_PREFIX_SEGMENTS });
+        let bound = if inner.is_empty() { 0 } else { MAX_PREFIX_SEGMENTS };
+        let segments = inner.strip_suffix('/').unwrap_or(inner).split('/').take(bound);
         let root = Self::Prefix(prefix.as_str().into());
         std::iter::once(root).chain(segments.map(move |segment| {
             prefix.push_str(segment);
             prefix.push('/');
             Self::Prefix(prefix.as_str().into())
         }))
+    }
+
+    /// The tag of the prefix that a target's path is; none where the path does not end with `/`, or has more segments
+    /// than [`MAX_PREFIX_SEGMENTS`].
+    pub fn prefix(target: &Target) -> Option<Self> {
+        let path = target.path();
+        let is_prefix = path.ends_with('/') && path.matches('/').count() <= MAX_PREFIX_SEGMENTS + 1;
+        is_prefix.then(|| Self::Prefix(format!("{}{path}", target.authority).into()))
+    }
+
+    /// The tag that the same response has where its key has no host; the same where the tag has none anyway.
+    #[must_use]
+    pub fn without_host(self) -> Self {
+        let path = |text: &str| text.find('/').map_or("", |slash| &text[slash..]).into();
+        match self {
+            Self::Host(_) => Self::Host("".into()),
+            Self::Url(text) => Self::Url(path(&text)),
+            Self::Prefix(text) => Self::Prefix(path(&text)),
+            Self::All | Self::Route(_) | Self::Surrogate(_) => self,
+        }
     }
 
     /// Whether it is a URL's, and so in the URLs' array.
@@ -81,9 +116,25 @@ impl Tag {
     }
 }
 
+/// As an operator reads it.
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Route(name) => write!(f, "route {name}"),
+            Self::Host(host) if host.is_empty() => f.write_str("any host"),
+            Self::Host(host) => write!(f, "host {host}"),
+            Self::Url(url) => write!(f, "url {url}"),
+            Self::Prefix(prefix) => write!(f, "prefix {prefix}"),
+            Self::Surrogate(tag) => write!(f, "tag {tag}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{BodyRule, QueryRule};
     use crate::target::{Authority, Scheme};
 
     fn target(path: &str, query: Option<&str>) -> Target {
@@ -98,6 +149,48 @@ mod tests {
     }
 
     #[test]
+    fn a_url_tag_has_what_the_key_has() {
+        let check = |query: QueryRule, sort_query, host, sent, expected: &str| {
+            let rules = KeyRules {
+                query,
+                sort_query,
+                host,
+                headers: Box::new([]),
+                cookies: Box::new([]),
+                body: BodyRule::None,
+                body_max: 0,
+            };
+            assert_eq!(Tag::keyed_url(&target("/a", sent), &rules), Tag::Url(expected.into()), "{sent:?}");
+        };
+        check(QueryRule::All, true, true, Some("y=2&x=1"), "shop.example:81/a?x=1&y=2");
+        check(QueryRule::All, false, true, Some("y=2&x=1"), "shop.example:81/a?y=2&x=1");
+        check(QueryRule::Deny(Box::new(["utm_*".into()])), true, true, Some("utm_source=x"), "shop.example:81/a");
+        check(QueryRule::None, true, false, Some("x=1"), "/a");
+        check(QueryRule::All, true, false, Some("x=1"), "/a?x=1");
+    }
+
+    #[test]
+    fn without_host_a_tag_stands_for_every_host() {
+        let check = |tag: Tag, expected| assert_eq!(tag.without_host(), expected);
+        check(Tag::host(&target("/", None)), Tag::Host("".into()));
+        check(Tag::url(&target("/a/b", Some("c=/"))), Tag::Url("/a/b?c=/".into()));
+        check(Tag::Prefix("shop.example:81/".into()), Tag::Prefix("/".into()));
+        check(Tag::Surrogate("a/b".into()), Tag::Surrogate("a/b".into()));
+    }
+
+    #[test]
+    fn only_a_path_of_few_segments_that_ends_with_a_slash_is_a_prefix() {
+        let check = |path, expected| assert_eq!(Tag::prefix(&target(path, None)).is_some(), expected, "{path}");
+        check("/", true);
+        check("/a/", true);
+        check("/a", false);
+        check("/1/2/3/4/5/6/7/8/", true);
+        check("/1/2/3/4/5/6/7/8/9/", false);
+        let deep = target("/1/2/3/4/5/6/7/8/", None);
+        assert_eq!(Tag::prefix(&deep), Tag::prefixes(&deep).last());
+    }
+
+    #[test]
     fn prefixes_end_at_segments_and_are_bounded() {
         let check = |path, expected: &[&str]| {
             let tags: Vec<Tag> = Tag::prefixes(&target(path, None)).collect();
@@ -108,6 +201,7 @@ mod tests {
         check("/", &["/"]);
         check("/a", &["/", "/a/"]);
         check("/a/b/", &["/", "/a/", "/a/b/"]);
+        check("//", &["/", "//"]);
         assert_eq!(Tag::prefixes(&target("/1/2/3/4/5/6/7/8/9/10", None)).count(), 1 + MAX_PREFIX_SEGMENTS);
     }
 

@@ -10,11 +10,11 @@ use crate::fields::surrogate;
 use crate::generation::Generation;
 use crate::key::Tag;
 use crate::policy::invalidate as policy;
+use crate::purge::{Order, Way, purge};
 use crate::route::{ConfiguredTags, Params, Route};
 use crate::store::Query;
 use crate::store::ledger::PurgeKind;
 use crate::target::Target;
-use crate::telemetry::events::Event;
 
 /// How long the answer to an unsafe request waits for Redis to record what it invalidates.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
@@ -41,16 +41,17 @@ pub async fn after<B: Sync>(
         tags.extend(caching.invalidates.iter().map(|template| Tag::Surrogate(template.expand(params))));
     }
     let further = further_targets(&origin, target, response.headers());
-    for target in std::iter::once(target).chain(&further).filter(|target| generation.routes.caches(target)) {
-        tags.push(Tag::url(target));
-        remove(proxy, generation, target, &request.headers);
+    for target in std::iter::once(target).chain(&further) {
+        let urls = generation.routes.url_tags(target);
+        if !urls.is_empty() {
+            tags.extend(urls);
+            remove(proxy, generation, target, &request.headers);
+        }
     }
-    if tags.is_empty() {
-        return;
+    if !tags.is_empty() {
+        let order = Order { tags, kind: PurgeKind::Hard };
+        purge(&proxy.shared, Way::UnsafeRequest, &order, ACKNOWLEDGED_WITHIN).await;
     }
-    let now = proxy.shared.clock.now();
-    let purged = proxy.shared.store.purge(&tags, PurgeKind::Hard, now, ACKNOWLEDGED_WITHIN).await;
-    proxy.shared.telemetry.emit(&Event::Purged { tags: tags.len(), number: purged.number.0, cause: "unsafe request" });
 }
 
 /// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::pattern::{pattern_params, shape};
 use super::{Params, Route};
+use crate::key::{KeyRules, Tag};
 use crate::target::Target;
 
 /// The ends of a shape that matches the rest of a path.
@@ -97,6 +98,50 @@ impl RouteTable {
     pub fn caches(&self, target: &Target) -> bool {
         self.find(target, &Method::GET).is_some_and(|found| found.route.caching.is_some())
     }
+
+    /// The tags of all that is stored for a target's URL: as each route that caches it keys it, whatever the method, and
+    /// as it is, for a process with other routes. None where no route caches it.
+    pub fn url_tags(&self, target: &Target) -> Vec<Tag> {
+        let of_host = self.hosts.get(target.authority.host());
+        let keys = self.keys_in(of_host.into_iter().chain([&self.any_host]), target);
+        distinct(keys.map(|key| Tag::keyed_url(target, key)), Tag::url(target))
+    }
+
+    /// The same for the URLs of every host, where no route that caches has the host in its key.
+    pub fn url_tags_of_all_hosts(&self, target: &Target) -> Vec<Tag> {
+        let keys = self.keys_in(self.hosts.values().chain([&self.any_host]), target);
+        distinct(keys.map(|key| Tag::keyed_url(target, key).without_host()), Tag::url(target).without_host())
+    }
+
+    /// Whether all that is stored answers for every host: no route that caches has the host in its key.
+    pub fn shares_among_hosts(&self) -> bool {
+        let mut keys = self.routes.iter().filter_map(|route| Some(&route.caching.as_ref()?.key)).peekable();
+        keys.peek().is_some() && keys.all(|key| !key.host)
+    }
+
+    /// The key rules of the routes of any method that cache a target's path.
+    fn keys_in<'a>(
+        &'a self,
+        routers: impl Iterator<Item = &'a Router<Sharing>>,
+        target: &Target,
+    ) -> impl Iterator<Item = &'a KeyRules> {
+        let sharing = routers.filter_map(|router| router.at(target.path()).ok());
+        let indices = sharing.flat_map(|matched| matched.value.iter().copied());
+        indices.filter_map(|index| Some(&self.routes[index].caching.as_ref()?.key))
+    }
+}
+
+/// Each of the tags once, and after them the last; none where there are none before it.
+fn distinct(tags: impl Iterator<Item = Tag>, last: Tag) -> Vec<Tag> {
+    let mut tags = tags.peekable();
+    let last = tags.peek().is_some().then_some(last);
+    let mut distinct = Vec::new();
+    for tag in tags.chain(last) {
+        if !distinct.contains(&tag) {
+            distinct.push(tag);
+        }
+    }
+    distinct
 }
 
 /// The path shapes of one host while the table is built, in the order of the file.
@@ -253,6 +298,50 @@ mod tests {
         check(&table, &Method::GET, "shop.example:81", "/products/1", Some(("shop", &[("all", "products/1")])));
         check(&table, &Method::PUT, "shop.example", "/products/1", Some(("edit", &[("key", "1")])));
         check(&table, &Method::GET, "other.example", "/x", None);
+    }
+
+    fn configured(routes: &str) -> RouteTable {
+        let text = format!("[upstream.api]\nurl = \"http://a.test\"\n{routes}");
+        let (config, _) = crate::config::parse("f", &text).unwrap_or_else(|problems| panic!("{problems:#?}"));
+        RouteTable::new(config.routes).unwrap_or_else(|conflicts| panic!("{conflicts:?}"))
+    }
+
+    fn target(path: &str, query: Option<&str>) -> Target {
+        Target::new(Scheme::Http, Authority::parse("a.example", Scheme::Http).unwrap(), path, query).unwrap()
+    }
+
+    #[test]
+    fn a_url_has_the_tags_of_every_route_that_caches_it() {
+        let table = configured(
+            "[[route]]\npath = \"/a\"\nkey = { query = \"none\" }\n\
+             [[route]]\nname = \"posts\"\npath = \"/a\"\nmethods = [\"POST\"]\nkey = { body = \"raw\", host = false }\n\
+             [[route]]\nname = \"hosts\"\nhost = \"a.example\"\npath = \"/{*rest}\"\nkey = { sort_query = false }\n\
+             [[route]]\npath = \"/off\"\ncache = false\n",
+        );
+        let check = |path, expected: &[&str]| {
+            let tags = table.url_tags(&target(path, Some("y=2&x=1")));
+            let expected: Vec<Tag> = expected.iter().map(|url| Tag::Url((*url).into())).collect();
+            assert_eq!(tags, expected, "{path}");
+        };
+        check("/a", &["a.example/a?y=2&x=1", "a.example/a", "/a?x=1&y=2"]);
+        check("/b", &["a.example/b?y=2&x=1"]);
+        let authority = Authority::parse("b.example", Scheme::Http).unwrap();
+        assert_eq!(table.url_tags(&Target::new(Scheme::Http, authority, "/off", None).unwrap()), []);
+        assert!(!table.shares_among_hosts());
+    }
+
+    #[test]
+    fn urls_without_host_mean_all_hosts_where_no_key_has_one() {
+        let table = configured(
+            "[[route]]\npath = \"/a\"\nkey = { host = false }\n\
+             [[route]]\nname = \"b\"\nhost = \"b.example\"\npath = \"/a\"\nkey = { host = false, query = \"none\" }\n\
+             [[route]]\npath = \"/off\"\ncache = false\n",
+        );
+        assert!(table.shares_among_hosts());
+        let tags = table.url_tags_of_all_hosts(&target("/a", Some("x=1")));
+        assert_eq!(tags.len(), 2);
+        assert!(tags.contains(&Tag::Url("/a?x=1".into())) && tags.contains(&Tag::Url("/a".into())), "{tags:?}");
+        assert!(!configured("[[route]]\npath = \"/off\"\ncache = false\n").shares_among_hosts());
     }
 
     #[test]

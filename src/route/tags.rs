@@ -73,12 +73,20 @@ pub struct ConfiguredTags<'a> {
 }
 
 impl ConfiguredTags<'_> {
-    /// Every tag: all, route, host, URL, path prefixes (the root and up to 8 segments), and the route's own.
+    /// Every tag: all, route, host, URL, path prefixes (the root and up to 8 segments), and the route's own. URL and
+    /// host are those of the key: what differs in nothing that is keyed has the same tags.
     pub fn tags(&self) -> Vec<Tag> {
-        let own = self.route.caching.as_ref().map_or(&[][..], |caching| &caching.tags);
+        let caching = self.route.caching.as_ref();
+        let (key, own) = (caching.map(|it| &it.key), caching.map_or(&[][..], |it| &it.tags));
+        let url = key.map_or_else(|| Tag::url(self.target), |key| Tag::keyed_url(self.target, key));
+        let placed = std::iter::once(Tag::host(self.target)).chain(Tag::prefixes(self.target));
         let mut tags = Vec::with_capacity(16 + own.len());
-        tags.extend([Tag::All, Tag::Route((*self.route.name).into()), Tag::host(self.target), Tag::url(self.target)]);
-        tags.extend(Tag::prefixes(self.target));
+        tags.extend([Tag::All, Tag::Route((*self.route.name).into()), url]);
+        if key.is_none_or(|key| key.host) {
+            tags.extend(placed);
+        } else {
+            tags.extend(placed.map(Tag::without_host));
+        }
         tags.extend(own.iter().map(|template| Tag::Surrogate(template.expand(self.params))));
         tags
     }
@@ -87,6 +95,7 @@ impl ConfiguredTags<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::{Authority, Scheme};
 
     fn check(text: &str, expected: Option<&str>) {
         let params = Params::from_iter([("id".into(), "42".into()), ("shop".into(), "a".into())]);
@@ -99,6 +108,26 @@ mod tests {
         check("product", Some("product"));
         check("product:{id}", Some("product:42"));
         check("{shop}{id}-x", Some("a42-x"));
+    }
+
+    #[test]
+    fn a_response_whose_key_has_no_host_has_no_tag_with_one() {
+        let text = "[upstream.api]\nurl = \"http://a.test\"\n[[route]]\nname = \"r\"\npath = \"/{*rest}\"\n\
+                    tags = [\"t\"]\nkey = { host = false, query = \"tracking\" }\n";
+        let (config, _) = crate::config::parse("f", text).unwrap_or_else(|problems| panic!("{problems:#?}"));
+        let authority = Authority::parse("a.example", Scheme::Http).unwrap();
+        let target = Target::new(Scheme::Http, authority, "/a", Some("gclid=1")).unwrap();
+        let tags = ConfiguredTags { route: &config.routes[0], params: &Params::new(), target: &target }.tags();
+        let expected = [
+            Tag::All,
+            Tag::Route("r".into()),
+            Tag::Url("/a".into()),
+            Tag::Host("".into()),
+            Tag::Prefix("/".into()),
+            Tag::Prefix("/a/".into()),
+            Tag::Surrogate("t".into()),
+        ];
+        assert_eq!(tags, expected);
     }
 
     #[test]

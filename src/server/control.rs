@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::accept::{Door, Listener};
 use super::drain::Drain;
 use super::occupancy::Occupancy;
+use super::orders;
 use crate::admin::Admin;
 use crate::config::Problem;
 use crate::generation::Shared;
@@ -64,6 +65,9 @@ impl Control {
             .collect();
         drop(doors);
         self.serve_admin(&acceptors);
+        if let Some(orders) = self.shared.store.take_orders() {
+            acceptors.spawn(orders::obey(Arc::clone(&self.shared), orders));
+        }
         let mut signals = Signals::ignored();
         self.obey(&mut commands, &mut signals).await;
         self.drain(&accepting, &mut signals).await;

@@ -7,6 +7,8 @@ mod control;
 pub mod drain;
 mod interim;
 mod occupancy;
+mod orders;
+mod purging;
 mod request;
 mod service;
 mod socket;

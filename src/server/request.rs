@@ -192,6 +192,7 @@ mod tests {
             client_ip_header: None,
             drain_timeout: Duration::from_secs(1),
             stats: Stats { path: "/cache-stats".into(), allow: [].into() },
+            purge: [].into(),
             cache_status: true,
             limits: Limits {
                 header_size: 100,

@@ -12,6 +12,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, InFlight};
 use super::interim::InterimQueue;
+use super::purging;
 use super::request::{self, Refusal};
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Body, Content, Visit};
@@ -65,6 +66,9 @@ impl Service {
         if self.asks_for_stats(&request, &target, &generation) {
             return stats_page(shared);
         }
+        if purging::is_asked_for(request.method(), &generation.server) {
+            return self.purge(request, &target, &generation).await;
+        }
         join_cookies(request.headers_mut());
         request.extensions_mut().insert(target);
         self.proxy.handle(&self.connection, generation, request).await
@@ -91,7 +95,7 @@ impl Service {
     }
 
     /// What never reaches a route is counted with what no route matches.
-    fn finish(&self, request: &Request<Incoming>, answer: Answer, generation: &Generation) -> Response<Body> {
+    pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
         let shared = &self.proxy.shared;
         let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
         let visit = Visit {
@@ -118,7 +122,8 @@ impl Service {
     }
 }
 
-fn is_forwarded(fields: &HeaderMap) -> bool {
+/// Whether the request says that it comes from somebody else than the peer.
+pub(super) fn is_forwarded(fields: &HeaderMap) -> bool {
     let says_so = |name: &str| name == VIA || FORWARDED.contains(&name) || name.starts_with(FORWARDED_PREFIX);
     fields.keys().any(|name| says_so(name.as_str()))
 }

@@ -1,5 +1,7 @@
 //! What happens outside requests: one enum, logged and counted in one place.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::Level;
@@ -9,29 +11,85 @@ use crate::upstream::UpstreamError;
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Event {
-    Started { listen: Vec<String>, workers: usize },
-    Reloaded { generation: u64 },
-    ReloadRefused { problems: Vec<String> },
-    ReloadNeedsRestart { sections: Vec<&'static str> },
-    ConfigurationWarned { problem: String },
-    Draining { connections: usize },
-    DrainTimedOut { connections: usize },
+    Started {
+        listen: Vec<String>,
+        workers: usize,
+    },
+    Reloaded {
+        generation: u64,
+    },
+    ReloadRefused {
+        problems: Vec<String>,
+    },
+    ReloadNeedsRestart {
+        sections: Vec<&'static str>,
+    },
+    ConfigurationWarned {
+        problem: String,
+    },
+    Draining {
+        connections: usize,
+    },
+    DrainTimedOut {
+        connections: usize,
+    },
     Stopped,
-    AcceptFailed { error: String },
-    ConnectionFailed { error: String },
+    AcceptFailed {
+        error: String,
+    },
+    ConnectionFailed {
+        error: String,
+    },
     RedisUp,
-    RedisDown { reason: String },
-    RedisError { reason: String },
-    RedisWriteRefused { reason: String },
-    RedisCorrupt { reason: &'static str },
+    RedisDown {
+        reason: String,
+    },
+    RedisError {
+        reason: String,
+    },
+    RedisWriteRefused {
+        reason: String,
+    },
+    RedisCorrupt {
+        reason: &'static str,
+    },
     BreakerOpened,
     BreakerClosed,
-    UpstreamFailed { upstream: String, server: String, error: UpstreamError, cause: String },
-    ServerEjected { upstream: String, server: String },
-    ServerRestored { upstream: String, server: String },
-    Purged { tags: usize, number: u64, cause: &'static str },
-    RevalidationFailed { route: String, error: UpstreamError },
-    BodyTruncated { upstream: String, cause: String },
+    UpstreamFailed {
+        upstream: String,
+        server: String,
+        error: UpstreamError,
+        cause: String,
+    },
+    ServerEjected {
+        upstream: String,
+        server: String,
+    },
+    ServerRestored {
+        upstream: String,
+        server: String,
+    },
+    Purged {
+        way: &'static str,
+        kind: &'static str,
+        tags: String,
+        number: u64,
+        /// Why Redis has not recorded it.
+        unacknowledged: Option<String>,
+        took: Duration,
+    },
+    /// An order that the backend published.
+    PurgeRefused {
+        reason: String,
+    },
+    RevalidationFailed {
+        route: String,
+        error: UpstreamError,
+    },
+    BodyTruncated {
+        upstream: String,
+        cause: String,
+    },
 }
 
 impl Event {
@@ -76,6 +134,7 @@ impl Event {
             Self::ServerEjected { .. } => ("server_ejected", Warn, "upstream server ejected"),
             Self::ServerRestored { .. } => ("server_restored", Info, "upstream server restored"),
             Self::Purged { .. } => ("purged", Info, "purged"),
+            Self::PurgeRefused { .. } => ("purge_refused", Warn, "a purge order in redis is not one"),
             Self::RevalidationFailed { .. } => ("revalidation_failed", Warn, "background revalidation failed"),
             Self::BodyTruncated { .. } => ("body_truncated", Warn, "upstream broke off its response"),
         }
@@ -95,9 +154,10 @@ impl Event {
                 vec![("connections", (*connections).into())]
             }
             Self::AcceptFailed { error } | Self::ConnectionFailed { error } => vec![("error", text(error))],
-            Self::RedisDown { reason } | Self::RedisError { reason } | Self::RedisWriteRefused { reason } => {
-                vec![("reason", text(reason))]
-            }
+            Self::RedisDown { reason }
+            | Self::RedisError { reason }
+            | Self::RedisWriteRefused { reason }
+            | Self::PurgeRefused { reason } => vec![("reason", text(reason))],
             Self::RedisCorrupt { reason } => vec![("reason", text(reason))],
             Self::UpstreamFailed { upstream, server, error, cause } => vec![
                 ("upstream", text(upstream)),
@@ -108,8 +168,13 @@ impl Event {
             Self::ServerEjected { upstream, server } | Self::ServerRestored { upstream, server } => {
                 vec![("upstream", text(upstream)), ("server", text(server))]
             }
-            Self::Purged { tags, number, cause } => {
-                vec![("tags", (*tags).into()), ("number", (*number).into()), ("cause", text(cause))]
+            Self::Purged { way, kind, tags, number, unacknowledged, took } => {
+                let mut fields = vec![("way", text(way)), ("kind", text(kind)), ("tags", text(tags))];
+                fields.push(("number", (*number).into()));
+                fields.push(("acknowledged", unacknowledged.is_none().into()));
+                fields.extend(unacknowledged.as_deref().map(|why| ("reason", text(why))));
+                fields.push(("took_ms", ((took.as_secs_f64() * 1e6).round() / 1e3).into()));
+                fields
             }
             Self::RevalidationFailed { route, error } => {
                 vec![("route", text(route)), ("error", text(failure(*error)))]

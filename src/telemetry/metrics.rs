@@ -159,7 +159,9 @@ impl RouteCounters {
             Word::Miss => self.miss(record),
             Word::Bypass | Word::Pass => self.bypass(status.outcome, status.detail),
             Word::Error => {
-                if record.status.is_server_error() && status.detail != Some(Detail::OnlyIfCached) {
+                // What is no failure of the upstream's has no detail: a purge that Redis did not record.
+                let is_failure = status.detail.is_some_and(|detail| detail != Detail::OnlyIfCached);
+                if record.status.is_server_error() && is_failure {
                     self.add(Counter::Errors, 1);
                 }
             }
