@@ -5,6 +5,7 @@
 mod broken;
 mod check_live;
 mod collapse;
+mod fleet;
 mod fleet_collapse;
 mod protocols;
 mod redis;
