@@ -68,6 +68,43 @@ async fn a_lost_message_is_found_by_the_next_poll() {
 }
 
 #[tokio::test]
+async fn of_a_hundred_thousand_responses_a_tags_are_gone_at_once_and_the_others_stay() {
+    const RESPONSES: usize = 100_000;
+    const TAGS: usize = 50;
+    let server = Server::start(&[]);
+    let [one, other, third] =
+        [connected(&server, 1 << 30).await, connected(&server, 1 << 30).await, connected(&server, 0).await];
+    let asks: Vec<Ask> = (0..RESPONSES).map(|nth| ask(&format!("/{nth}"), &[])).collect();
+    for (nth, ask) in asks.iter().enumerate() {
+        let mut response = one.response(&[], "a");
+        response.provenance.tags = Box::new([format!("tag:{}", nth % TAGS).into()]);
+        one.put(ask, response);
+        if nth % 2000 == 0 {
+            flush(&one).await;
+        }
+    }
+    flush(&one).await;
+    assert_eq!(server.command("DBSIZE").unwrap(), format!(":{}\r\n", RESPONSES + 1), "with the ledger");
+    let purged = || asks.iter().skip(7).step_by(TAGS);
+    let kept = || asks.iter().enumerate().filter(|(nth, _)| nth % TAGS != 7).map(|(_, ask)| ask).step_by(41);
+    for ask in purged().chain(kept()) {
+        check(&other, ask, Ok(("a", Tier::Redis))).await;
+    }
+    one.purge(Tag::Surrogate("tag:7".into()), PurgeKind::Hard).await;
+    until("the message", || [&other, &third].iter().all(|it| it.store.synced().to == one.store.synced().to)).await;
+    for world in [&one, &other, &third] {
+        for ask in purged() {
+            check(world, ask, Err(Missing::Purged)).await;
+        }
+    }
+    for ask in kept() {
+        check(&one, ask, Ok(("a", Tier::Memory))).await;
+        check(&other, ask, Ok(("a", Tier::Memory))).await;
+        check(&third, ask, Ok(("a", Tier::Redis))).await;
+    }
+}
+
+#[tokio::test]
 async fn connections_that_were_killed_hear_messages_again() {
     let (server, a) = (Server::start(&[]), ask("/a", &[]));
     let [one, other] = two(&server, &a).await;
