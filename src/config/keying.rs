@@ -1,5 +1,7 @@
 //! `[route.key]`: what of a request makes its cache key.
 
+use http::HeaderValue;
+
 use super::reader::{Given, Reader, field_name, unexpected_word};
 use crate::key::{BodyRule, Choices, KeyHeader, KeyRules, QueryRule, TRACKING};
 
@@ -88,7 +90,9 @@ fn wrong_header(reader: &Reader<'_>, member: &Given<'_>) {
 
 /// A field reduced to a closed set of values.
 fn reduced(reader: &Reader<'_>) -> Option<KeyHeader> {
-    let lower = |text: &str| (!text.is_empty()).then(|| text.to_ascii_lowercase().into_boxed_str());
+    // It is sent to the upstream, and so must be what a field can have.
+    let is_value = |text: &str| !text.is_empty() && HeaderValue::from_str(text).is_ok();
+    let lower = |text: &str| is_value(text).then(|| text.to_ascii_lowercase().into_boxed_str());
     let name = reader.parsed("name", "is not a field name", field_name);
     let values: Box<[_]> = reader.list("choices", &[], "is not a value; expected text", lower).into();
     let default = reader.parsed("default", "is not a value; expected text", lower);

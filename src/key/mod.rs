@@ -206,6 +206,11 @@ impl KeyRules {
         Ok(())
     }
 
+    /// Reduces in a request's own fields what the key reduces, so that key, `Vary` and upstream see the same values.
+    pub fn reduce(&self, fields: &mut HeaderMap) {
+        self.headers.iter().for_each(|header| header.reduce(fields));
+    }
+
     /// The query as keyed, which is also what the upstream is sent.
     pub fn query(&self, query: Option<&str>) -> Option<String> {
         self.query.apply(query, self.sort_query).map(Into::into)

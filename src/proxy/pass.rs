@@ -68,6 +68,8 @@ impl Proxy {
             passing.bypass.detail = Some(Detail::RequestBody);
             return Err(Box::new(passing));
         };
+        // What the key is made of is what the upstream is sent.
+        caching.key.reduce(&mut passing.parts.headers);
         let fields = &passing.parts.headers;
         match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {
             Ok(address) => {

@@ -5,6 +5,7 @@
 mod broken;
 mod check_live;
 mod collapse;
+mod keying;
 mod protocols;
 mod redis;
 mod redis_access;

@@ -1,0 +1,48 @@
+//! What the key is made of is what the upstream is sent.
+
+use crate::world::proxy::one_route;
+use crate::world::{Origin, Proxy, client, got, reply};
+
+/// Tells what of the fields named it was sent.
+fn telling(names: &'static [&'static str], fields: &'static [(&'static str, &'static str)]) -> Origin {
+    Origin::start(move |seen| async move {
+        let told = names.iter().map(|name| {
+            let values: Vec<_> = seen.fields.get_all(*name).iter().map(|value| value.to_str().unwrap()).collect();
+            format!("{name}={} ", values.join("+"))
+        });
+        reply(200, fields, &told.collect::<String>())
+    })
+}
+
+/// What a GET of `/a` with these fields is answered.
+async fn asked(proxy: &Proxy, fields: &[(&str, &str)]) -> String {
+    let mut request = client().get(proxy.url("/a"));
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    got(request.send().await.unwrap()).await.body
+}
+
+const DEVICE: &str =
+    "key = { headers = [{ name = \"x-device\", choices = [\"mobile\", \"desktop\"], default = \"desktop\" }] }";
+
+#[tokio::test]
+async fn what_the_key_reduces_the_upstream_is_sent_reduced() {
+    let origin = telling(&["x-device"], &[("cache-control", "max-age=60")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), DEVICE));
+    assert_eq!(asked(&proxy, &[("x-device", "<script>")]).await, "x-device=desktop ");
+    assert_eq!(asked(&proxy, &[]).await, "x-device=desktop ");
+    assert_eq!(asked(&proxy, &[("x-device", "Mobile")]).await, "x-device=mobile ");
+    assert_eq!(asked(&proxy, &[("x-device", "mobile"), ("x-device", "tv")]).await, "x-device=desktop ");
+    assert_eq!(origin.count("/a"), 2);
+}
+
+#[tokio::test]
+async fn what_varies_by_a_reduced_field_has_one_variant_for_each_choice() {
+    let origin = telling(&["x-device"], &[("cache-control", "max-age=60"), ("vary", "x-device")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), DEVICE));
+    for device in ["tv", "car", "watch"] {
+        assert_eq!(asked(&proxy, &[("x-device", device)]).await, "x-device=desktop ");
+    }
+    assert_eq!(origin.count("/a"), 1);
+}
