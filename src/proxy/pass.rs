@@ -14,6 +14,7 @@ use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::Posted;
 use super::{Incomer, Proxy, forward, invalidate, serve};
+use crate::fields::hop_by_hop;
 use crate::generation::Generation;
 use crate::key::BodyRule;
 use crate::policy::reuse::Why;
@@ -69,6 +70,7 @@ impl Proxy {
             return Err(Box::new(passing));
         };
         // What the key is made of is what the upstream is sent.
+        hop_by_hop::remove(&mut passing.parts.headers);
         caching.key.reduce(&mut passing.parts.headers);
         let fields = &passing.parts.headers;
         match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {

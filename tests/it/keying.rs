@@ -1,5 +1,6 @@
 //! What the key is made of is what the upstream is sent.
 
+use crate::protocols::raw_exchange;
 use crate::world::proxy::one_route;
 use crate::world::{Origin, Proxy, client, got, reply};
 
@@ -45,4 +46,27 @@ async fn what_varies_by_a_reduced_field_has_one_variant_for_each_choice() {
         assert_eq!(asked(&proxy, &[("x-device", device)]).await, "x-device=desktop ");
     }
     assert_eq!(origin.count("/a"), 1);
+}
+
+#[tokio::test]
+async fn a_field_that_connection_names_is_neither_sent_nor_keyed() {
+    let origin = telling(&["x-tenant"], &[("cache-control", "max-age=60")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), "key = { headers = [\"x-tenant\"] }"));
+    let request = "GET /a HTTP/1.1\r\nhost: a.test\r\nx-tenant: good\r\nconnection: close, X-Tenant\r\n\r\n";
+    let hidden = raw_exchange(proxy.address, request).await;
+    assert!(hidden.contains("x-tenant= "), "{hidden}");
+    let request = "GET /a HTTP/1.1\r\nhost: a.test\r\nx-tenant: good\r\nconnection: close\r\n\r\n";
+    let shown = raw_exchange(proxy.address, request).await;
+    assert!(shown.contains("x-tenant=good "), "{shown}");
+}
+
+#[tokio::test]
+async fn a_field_that_connection_names_selects_no_variant() {
+    let origin = telling(&["x-tenant"], &[("cache-control", "max-age=60"), ("vary", "x-tenant")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    for (connection, expected) in [("close, x-tenant", "x-tenant= "), ("close", "x-tenant=good ")] {
+        let request = format!("GET /a HTTP/1.1\r\nhost: a.test\r\nx-tenant: good\r\nconnection: {connection}\r\n\r\n");
+        let answer = raw_exchange(proxy.address, &request).await;
+        assert!(answer.contains(expected), "{connection}: {answer}");
+    }
 }
