@@ -7,10 +7,11 @@ use crate::key::{BodyRule, Choices, KeyHeader, KeyRules, QueryRule, TRACKING};
 
 const FIELD: &str = "is not a field name; expected one, or { name = \"…\", choices = [..], default = \"…\" }";
 
-/// Reads the table.
-pub(super) fn key(reader: &Reader<'_>) -> KeyRules {
+/// Reads the table of a route.
+pub(super) fn key(route: &str, reader: &Reader<'_>) -> KeyRules {
     let bodies = [("none", BodyRule::None), ("raw", BodyRule::Raw), ("json", BodyRule::Json)];
     let rules = KeyRules {
+        route: route.into(),
         query: query(reader),
         sort_query: reader.boolean("sort_query", true),
         host: reader.boolean("host", true),

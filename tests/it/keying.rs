@@ -70,3 +70,25 @@ async fn a_field_that_connection_names_selects_no_variant() {
         assert!(answer.contains(expected), "{connection}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn routes_that_do_not_key_the_host_share_no_key() {
+    let [a, b] = ["a", "b"].map(|name| {
+        Origin::start(move |_| async move { reply(200, &[("cache-control", "max-age=60")], &format!("from {name}")) })
+    });
+    let route = |name: &str| {
+        format!(
+            "[[route]]\nname = \"{name}\"\nhost = \"{name}.test\"\npath = \"/x\"\nupstream = \"{name}\"\nkey = {{ host = false }}\n"
+        )
+    };
+    let upstreams = format!("[upstream.a]\nurl = \"{}\"\n\n[upstream.b]\nurl = \"{}\"\n\n", a.url(), b.url());
+    let proxy = Proxy::start(&format!("{upstreams}{}{}", route("a"), route("b")));
+    for _ in 0..2 {
+        for host in ["a", "b"] {
+            let request = format!("GET /x HTTP/1.1\r\nhost: {host}.test\r\nconnection: close\r\n\r\n");
+            let answer = raw_exchange(proxy.address, &request).await;
+            assert!(answer.ends_with(&format!("from {host}")), "{answer}");
+        }
+    }
+    assert_eq!((a.count("/x"), b.count("/x")), (1, 1));
+}
