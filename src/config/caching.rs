@@ -13,6 +13,8 @@ use crate::route::{Caching, Collapse, Cookies, TagTemplate};
 
 /// What a route's caching takes from elsewhere.
 pub(super) struct Surroundings<'s> {
+    /// The route's name.
+    pub(super) route: &'s str,
     pub(super) targeted_fields: &'s Arc<[HeaderName]>,
     pub(super) credential_headers: &'s Arc<[HeaderName]>,
     /// The longest its upstream takes to a response's head.
@@ -25,7 +27,7 @@ pub(super) struct Surroundings<'s> {
 
 /// Reads a route's caching keys.
 pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching {
-    let key = keying::key(&reader.table("key", "[route.key]"));
+    let key = keying::key(around.route, &reader.table("key", "[route.key]"));
     let authorization_keyed = key.headers.iter().any(|field| field.name == header::AUTHORIZATION);
     let rules = rules(reader, around, authorization_keyed);
     let vary = reader.table("vary", "[route.vary]");

@@ -1,14 +1,17 @@
 //! `[route.key]`: what of a request makes its cache key.
 
+use http::HeaderValue;
+
 use super::reader::{Given, Reader, field_name, unexpected_word};
 use crate::key::{BodyRule, Choices, KeyHeader, KeyRules, QueryRule, TRACKING};
 
 const FIELD: &str = "is not a field name; expected one, or { name = \"…\", choices = [..], default = \"…\" }";
 
-/// Reads the table.
-pub(super) fn key(reader: &Reader<'_>) -> KeyRules {
+/// Reads the table of a route.
+pub(super) fn key(route: &str, reader: &Reader<'_>) -> KeyRules {
     let bodies = [("none", BodyRule::None), ("raw", BodyRule::Raw), ("json", BodyRule::Json)];
     let rules = KeyRules {
+        route: route.into(),
         query: query(reader),
         sort_query: reader.boolean("sort_query", true),
         host: reader.boolean("host", true),
@@ -88,7 +91,9 @@ fn wrong_header(reader: &Reader<'_>, member: &Given<'_>) {
 
 /// A field reduced to a closed set of values.
 fn reduced(reader: &Reader<'_>) -> Option<KeyHeader> {
-    let lower = |text: &str| (!text.is_empty()).then(|| text.to_ascii_lowercase().into_boxed_str());
+    // It is sent to the upstream, and so must be what a field can have.
+    let is_value = |text: &str| !text.is_empty() && HeaderValue::from_str(text).is_ok();
+    let lower = |text: &str| is_value(text).then(|| text.to_ascii_lowercase().into_boxed_str());
     let name = reader.parsed("name", "is not a field name", field_name);
     let values: Box<[_]> = reader.list("choices", &[], "is not a value; expected text", lower).into();
     let default = reader.parsed("default", "is not a value; expected text", lower);

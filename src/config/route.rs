@@ -79,6 +79,7 @@ fn settings(name: &str, reader: &Reader<'_>, context: &Context<'_>, params: Opti
     let upgrade = reader.list("upgrade", &["websocket"], "is not a protocol that may be upgraded to", upgrade);
     let caches = reader.boolean("cache", true);
     let around = Surroundings {
+        route: name,
         targeted_fields: &context.server.targeted_fields,
         credential_headers: &context.server.credential_headers,
         patience,

@@ -11,11 +11,15 @@ type Preference = (u16, bool);
 impl Choices {
     /// The listed value that the field `name` of a request counts as.
     pub(super) fn reduce(&self, name: &HeaderName, fields: &HeaderMap) -> &str {
+        let mut values = fields.get_all(name).into_iter();
+        let only = values.next().filter(|_| values.next().is_none());
+        // What has been reduced is not reduced further, be the default a list that would name a value.
+        if only.is_some_and(|only| only.as_bytes() == self.default.as_bytes()) {
+            return &self.default;
+        }
         let chosen = if has_quality_values(name) {
             self.preferred(name, fields)
         } else {
-            let mut values = fields.get_all(name).into_iter();
-            let only = values.next().filter(|_| values.next().is_none());
             only.and_then(text).and_then(|text| self.listed(text.trim()))
         };
         chosen.unwrap_or(&self.default)
@@ -59,6 +63,16 @@ impl Choices {
 }
 
 impl KeyHeader {
+    /// Puts the reduced value, where there are choices, in the place of all that the field has.
+    pub(super) fn reduce(&self, fields: &mut HeaderMap) {
+        let Some(choices) = &self.choices else { return };
+        match HeaderValue::from_str(choices.reduce(&self.name, fields)) {
+            Ok(value) => drop(fields.insert(&self.name, value)),
+            // Without the field the default counts, and the upstream is sent nothing that does not.
+            Err(_) => drop(fields.remove(&self.name)),
+        }
+    }
+
     /// Calls `each` with every value that is keyed: the reduced one, or all as they are.
     pub(super) fn for_each_value(&self, fields: &HeaderMap, mut each: impl FnMut(&[u8])) {
         match &self.choices {
@@ -137,6 +151,26 @@ mod tests {
         check("application/json;v=1;q=0.3, text/html;q=0.2", "application/json");
         check("*/*", "other");
         check("image/png", "other");
+    }
+
+    #[test]
+    fn what_has_been_reduced_is_reduced_no_further() {
+        let check = |name: &'static str, default: &str, value: &'static str, expected: &str| {
+            let name = HeaderName::from_static(name);
+            let choices = Choices { values: Box::new(["de".into(), "en-gb".into()]), default: default.into() };
+            let header = KeyHeader { name: name.clone(), choices: Some(choices) };
+            let mut fields = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static(value))]);
+            for time in 1..3 {
+                header.reduce(&mut fields);
+                let values: Vec<_> = fields.get_all(&name).iter().collect();
+                assert_eq!(values, [expected], "{name}: {value}, {time}");
+            }
+        };
+        check("accept-language", "de, fr", "fr", "de, fr");
+        check("accept-language", "de;q=0.5", "fr", "de;q=0.5");
+        check("accept-language", "*", "EN-GB, fr;q=0.1", "en-gb");
+        check("x-device", "de", "fr", "de");
+        check("x-device", "other", "De", "de");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::target::Target;
 /// Sets keys apart from any other use of blake3.
 const CONTEXT: &str = "aside cache key";
 /// Changes whenever the material's layout does.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// A cache key: blake3 in `derive_key` mode over the key material. Shown in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +88,8 @@ impl Address {
 /// What of a request makes its key (`[route.key]`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyRules {
+    /// The route's name, in the key where the host is not: another route may have another upstream for the same path.
+    pub route: Box<str>,
     /// Which query parameters.
     pub query: QueryRule,
     /// Stable sort by name; repeated names keep their order.
@@ -173,6 +175,9 @@ impl KeyRules {
             out.push(Part::Host as u8);
             push_frame(target.authority.host().as_bytes(), &mut out);
             push_number(target.authority.port().map_or(0, usize::from), &mut out);
+        } else {
+            out.push(Part::Route as u8);
+            push_frame(self.route.as_bytes(), &mut out);
         }
         if let Some(query) = self.query.apply(target.query(), self.sort_query) {
             out.push(Part::Query as u8);
@@ -206,6 +211,11 @@ impl KeyRules {
         Ok(())
     }
 
+    /// Reduces in a request's own fields what the key reduces, so that key, `Vary` and upstream see the same values.
+    pub fn reduce(&self, fields: &mut HeaderMap) {
+        self.headers.iter().for_each(|header| header.reduce(fields));
+    }
+
     /// The query as keyed, which is also what the upstream is sent.
     pub fn query(&self, query: Option<&str>) -> Option<String> {
         self.query.apply(query, self.sort_query).map(Into::into)
@@ -217,6 +227,7 @@ impl KeyRules {
 #[repr(u8)]
 enum Part {
     Host = b'a',
+    Route = b'n',
     Query = b'q',
     Header = b'h',
     HeaderValue = b'=',
@@ -260,6 +271,7 @@ mod tests {
 
     fn rules() -> KeyRules {
         KeyRules {
+            route: "one".into(),
             query: QueryRule::All,
             sort_query: true,
             host: true,
@@ -290,6 +302,8 @@ mod tests {
         }
         let hostless = KeyRules { host: false, ..rules() };
         assert_eq!(get(&hostless, &base), get(&hostless, &target("b.example", "/p", "x=1")));
+        let of_another_route = KeyRules { route: "other".into(), ..hostless.clone() };
+        assert_ne!(get(&hostless, &base).key, get(&of_another_route, &base).key);
     }
 
     #[test]

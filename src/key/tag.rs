@@ -152,6 +152,7 @@ mod tests {
     fn a_url_tag_has_what_the_key_has() {
         let check = |query: QueryRule, sort_query, host, sent, expected: &str| {
             let rules = KeyRules {
+                route: "route".into(),
                 query,
                 sort_query,
                 host,

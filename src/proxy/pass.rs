@@ -12,8 +12,9 @@ use hyper_util::rt::TokioIo;
 use super::answer::{Answer, Content};
 use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
-use super::posted::Posted;
+use super::posted::{Posted, Sent};
 use super::{Incomer, Proxy, forward, invalidate, serve};
+use crate::fields::hop_by_hop;
 use crate::generation::Generation;
 use crate::key::BodyRule;
 use crate::policy::reuse::Why;
@@ -68,6 +69,9 @@ impl Proxy {
             passing.bypass.detail = Some(Detail::RequestBody);
             return Err(Box::new(passing));
         };
+        // What the key is made of is what the upstream is sent.
+        hop_by_hop::remove(&mut passing.parts.headers);
+        caching.key.reduce(&mut passing.parts.headers);
         let fields = &passing.parts.headers;
         match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {
             Ok(address) => {
@@ -120,6 +124,7 @@ impl Proxy {
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
         let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        let sent = Sent::of(&request);
         let request_time = self.shared.clock.now();
         let response = match upstream.fetch(self.worker.0, request, options).await {
             Ok(response) => response,
@@ -128,7 +133,7 @@ impl Proxy {
         invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response).await;
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let posted = Posted { generation, upstream: name, target, sender, parts, request_time };
+            let posted = Posted { generation, upstream: name, target, sender, parts, sent, request_time };
             return match posted.storable(self, response) {
                 Ok(storable) => storable.store(bypass.why).await,
                 Err(response) => serve::passed(*response, outcome, bypass.detail),

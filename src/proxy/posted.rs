@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Request, Response, Uri};
 
 use super::answer::Answer;
 use super::ask::{self, Ask, Sender};
 use super::fetch::{self, Fetch};
-use super::{Proxy, serve};
+use super::{Proxy, forward, serve};
 use crate::clock::Timestamp;
+use crate::fields::hop_by_hop;
 use crate::generation::Generation;
 use crate::policy::reuse::Why;
 use crate::policy::settle::{self, Exchange, Framing};
@@ -32,8 +33,17 @@ pub struct Posted {
     pub sender: Sender,
     /// Its head.
     pub parts: Parts,
+    /// What of it the upstream was sent.
+    pub sent: Sent,
     /// When it was sent on.
     pub request_time: Timestamp,
+}
+
+/// The target and the fields that the upstream was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sent {
+    uri: Uri,
+    fields: HeaderMap,
 }
 
 /// A response to POST on its way into the store.
@@ -41,6 +51,21 @@ pub struct Storable {
     ask: Ask,
     head: Box<StoredResponse>,
     response: Response<ResponseBody>,
+}
+
+impl Sent {
+    /// Those of a request to the upstream.
+    pub fn of<B>(request: &Request<B>) -> Self {
+        Self { uri: request.uri().clone(), fields: request.headers().clone() }
+    }
+
+    /// What the upstream would be sent for `ask`.
+    fn for_ask(ask: &Ask) -> Self {
+        Self {
+            uri: forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route)),
+            fields: forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching())),
+        }
+    }
 }
 
 impl Posted {
@@ -60,8 +85,8 @@ impl Posted {
         }
     }
 
-    /// The GET that the response answers, and the head to store; none where that GET would go elsewhere or pass the
-    /// cache by.
+    /// The GET that the response answers, and the head to store; none where that GET would go elsewhere, pass the
+    /// cache by, or be sent otherwise than the POST was: what an unkeyed cookie or parameter got is for its sender.
     fn get(
         self,
         proxy: &Arc<Proxy>,
@@ -78,6 +103,8 @@ impl Posted {
         if passes || matched.route.upstream != self.upstream {
             return None;
         }
+        hop_by_hop::remove(&mut parts.headers);
+        caching.key.reduce(&mut parts.headers);
         let address = caching.key.address(&Method::GET, &self.target, &parts.headers, b"").ok()?;
         let ask = Ask {
             proxy: Arc::clone(proxy),
@@ -92,7 +119,7 @@ impl Posted {
             sender: self.sender,
             generation: self.generation,
         };
-        Some((ask, head))
+        (Sent::for_ask(&ask) == self.sent).then_some((ask, head))
     }
 
     fn head(

@@ -7,6 +7,7 @@ mod check_live;
 mod collapse;
 mod fleet;
 mod fleet_collapse;
+mod keying;
 mod protocols;
 mod redis;
 mod redis_access;

@@ -74,3 +74,46 @@ async fn a_post_that_is_what_a_get_would_get_is_stored_for_gets() {
     assert_eq!(with_cookie.text().await.unwrap(), "POST 2");
     assert_eq!(get(&client, &proxy.url("/a")).await.body, "GET 3", "an answer to a cookie is nobody else's");
 }
+
+/// Posts `/a?b=1` with `fields`, which is answered with its own Content-Location; what a GET of it gets then.
+async fn got_after_post(toml: &str, fields: &[(&str, &str)]) -> String {
+    let proxy = Proxy::start(toml);
+    let client = client();
+    let url = proxy.url("/a?b=1");
+    let mut post = client.post(&url).body("x");
+    for (name, value) in fields {
+        post = post.header(*name, *value);
+    }
+    assert_eq!(post.send().await.unwrap().text().await.unwrap(), "POST");
+    let mut get = client.get(&url);
+    for (name, value) in fields {
+        get = get.header(*name, *value);
+    }
+    get.send().await.unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_post_that_was_sent_otherwise_than_a_get_would_be_is_not_stored_for_gets() {
+    let origin = Origin::start(|seen| async move {
+        reply(200, &[("cache-control", "max-age=60"), ("content-location", &seen.target)], seen.method.as_str())
+    });
+    let check = async |route: &str, fields: &[(&str, &str)], expected: &str| {
+        let got = got_after_post(&one_route(&origin.url(), route), fields).await;
+        assert_eq!(got, expected, "{route} {fields:?}");
+    };
+    let choices = "{ name = \"x-a\", choices = [\"1\", \"2\"] }";
+    let reduced = format!("key = {{ headers = [{choices}] }}");
+    check("cookies = \"ignore\"", &[("x-a", "1")], "POST").await;
+    check("cookies = \"ignore\"", &[("cookie", "id=1")], "GET").await;
+    check("cookies = \"ignore\"\nkey = { cookies = [\"id\"] }", &[("cookie", "id=1")], "POST").await;
+    check("cookies = \"ignore\"\nkey = { cookies = [\"id\"] }", &[("cookie", "id=1; other=2")], "GET").await;
+    check("key = { query = { deny = [\"c\"] } }", &[], "POST").await;
+    check("key = { query = { deny = [\"b\"] } }", &[], "GET").await;
+    check(&reduced, &[("x-a", "2")], "POST").await;
+    check(&reduced, &[("x-a", "3")], "GET").await;
+    check(&reduced, &[], "GET").await;
+    check("forward_headers = [\"x-b\"]", &[("x-a", "1")], "GET").await;
+    let only = "methods = [\"GET\", \"POST\"]\nforward_headers = [\"x-b\"]";
+    check(only, &[("x-a", "1")], "POST").await;
+    check(&format!("{only}\nkey = {{ headers = [\"x-a\"] }}"), &[("x-a", "1")], "GET").await;
+}
