@@ -6,6 +6,8 @@ mod broken;
 mod check_live;
 mod collapse;
 mod protocols;
+mod purge_command;
+mod purging;
 mod redis;
 mod redis_access;
 mod redis_rights;
