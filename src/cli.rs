@@ -1,5 +1,7 @@
 //! The command line.
 
+mod purge;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -55,6 +57,8 @@ enum Command {
         #[arg(long, default_value = "300ms", value_parser = delay)]
         delay: Duration,
     },
+    /// Has a running proxy forget what it stores, and with Redis every process; exits with 0 once that is acknowledged
+    Purge(purge::Arguments),
     /// Asks a running proxy on this machine whether it is ready; exits with 0 if so, else with 1
     Healthcheck {
         /// The configuration that it runs with; none: the default addresses
@@ -76,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Check { file, live, .. } => check(&file, live),
         Command::Demo => ended(demo::run()),
         Command::SampleApi { listen, delay } => ended(demo::run_api(listen, delay)),
+        Command::Purge(arguments) => purge::run(&arguments),
         Command::Healthcheck { config } => healthcheck(config.as_deref()),
     }
 }

@@ -268,6 +268,18 @@ mod tests {
         );
         check(
             Format::Text,
+            &Event::Purged {
+                way: "admin",
+                kind: "soft",
+                tags: "tag a, all".into(),
+                number: 17,
+                unacknowledged: Some("redis is away".into()),
+                took: Duration::from_micros(420),
+            },
+            r#"1970-01-01T00:00:00.001Z info purged way="admin" kind="soft" tags="tag a, all" number=17 acknowledged=false reason="redis is away" took_ms=0.42"#,
+        );
+        check(
+            Format::Text,
             &Event::RedisDown { reason: "a\nb".into() },
             r#"1970-01-01T00:00:00.001Z warn redis is down, going on without it reason="a\u000ab""#,
         );

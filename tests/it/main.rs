@@ -9,6 +9,8 @@ mod fleet;
 mod fleet_collapse;
 mod keying;
 mod protocols;
+mod purge_command;
+mod purging;
 mod redis;
 mod redis_access;
 mod redis_rights;
