@@ -6,6 +6,7 @@ mod lock;
 mod purges;
 mod redis;
 mod server;
+mod traps;
 
 use std::sync::Arc;
 use std::time::Duration;
