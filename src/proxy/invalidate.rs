@@ -12,7 +12,7 @@ use crate::key::Tag;
 use crate::policy::invalidate as policy;
 use crate::route::{ConfiguredTags, Params, Route};
 use crate::store::Query;
-use crate::store::ledger::PurgeKind;
+use crate::store::ledger::{PurgeKind, Synced};
 use crate::target::Target;
 use crate::telemetry::events::Event;
 
@@ -21,6 +21,9 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
 
 /// Invalidates what the response to an unsafe request says has changed: its own target, `Location` and
 /// `Content-Location` of the same origin, the route's `invalidates`, and `Cache-Group-Invalidation` (RFC 9875 §3).
+///
+/// Returns where the ledger stands then for the response itself, which was valid when it stood at `valid_at`: what the
+/// request invalidates does not count against it, but everything else does that may have come since.
 pub async fn after<B: Sync>(
     proxy: &Proxy,
     generation: &Generation,
@@ -28,9 +31,10 @@ pub async fn after<B: Sync>(
     target: &Target,
     request: &Parts,
     response: &Response<B>,
-) {
+    valid_at: Synced,
+) -> Option<Synced> {
     if !policy::invalidates(&request.method, response.status()) {
-        return;
+        return Some(valid_at);
     }
     let origin = format!("{}://{}", target.scheme.as_str(), target.authority);
     let mut tags: Vec<Tag> =
@@ -46,11 +50,13 @@ pub async fn after<B: Sync>(
         remove(proxy, generation, target, &request.headers);
     }
     if tags.is_empty() {
-        return;
+        return Some(valid_at);
     }
     let now = proxy.shared.clock.now();
-    let purged = proxy.shared.store.purge(&tags, PurgeKind::Hard, now, ACKNOWLEDGED_WITHIN).await;
+    let store = &proxy.shared.store;
+    let (purged, stands) = store.purge_after(valid_at, &tags, PurgeKind::Hard, now, ACKNOWLEDGED_WITHIN).await;
     proxy.shared.telemetry.emit(&Event::Purged { tags: tags.len(), number: purged.number.0, cause: "unsafe request" });
+    stands
 }
 
 /// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use super::answer::{Answer, Content};
 use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::{Posted, Sent};
-use super::{Incomer, Proxy, forward, invalidate, serve};
+use super::{Incomer, Proxy, fetch, forward, invalidate, serve};
 use crate::fields::hop_by_hop;
 use crate::generation::Generation;
 use crate::key::BodyRule;
@@ -124,19 +124,27 @@ impl Proxy {
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
         let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
-        let sent = Sent::of(&request);
+        let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
+        let synced = self.shared.store.synced();
         let request_time = self.shared.clock.now();
         let response = match upstream.fetch(self.worker.0, request, options).await {
             Ok(response) => response,
             Err(error) => return failed(error, trouble.seen(), bypass.why),
         };
-        invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response).await;
+        let (head, body) = response.into_parts();
+        let storable = sent.and_then(|sent| {
+            let (generation, target, sender, parts) = (&generation, &target, &sender, &parts);
+            let posted = Posted { generation, upstream: &name, target, sender, parts, sent, synced, request_time };
+            posted.storable(self, &head, fetch::framing(&head, &body))
+        });
+        let response = Response::from_parts(head, body);
+        let valid_at = storable.as_ref().map_or(synced, |storable| storable.valid_at);
+        let stands = invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response, valid_at).await;
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let posted = Posted { generation, upstream: name, target, sender, parts, sent, request_time };
-            return match posted.storable(self, response) {
-                Ok(storable) => storable.store(bypass.why).await,
-                Err(response) => serve::passed(*response, outcome, bypass.detail),
+            return match storable.zip(stands) {
+                Some((storable, synced)) => storable.store(response, synced, bypass.why).await,
+                None => serve::passed(response, outcome, bypass.detail),
             };
         }
         match upgrade {

@@ -249,8 +249,31 @@ impl Store {
     pub async fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp, within: Duration) -> Purged {
         match &self.redis {
             Some(redis) => redis.recorded(self.ledger.purge_here(tags, kind, None), within).await,
-            None => Purged { number: self.ledger.purge_alone(tags, kind, now), acknowledged: Ok(()) },
+            None => {
+                Purged { number: PurgeNumber(self.ledger.purge_alone(tags, kind, now).number), acknowledged: Ok(()) }
+            }
         }
+    }
+
+    /// The same for a request whose own response may be stored, which no purge had reached when the ledger stood at
+    /// `valid_at`. Also returns where the ledger stands for that response after this purge, which does not count against
+    /// it; none where another may have come between, or Redis has not recorded this one.
+    pub async fn purge_after(
+        &self,
+        valid_at: Synced,
+        tags: &[Tag],
+        kind: ledger::PurgeKind,
+        now: Timestamp,
+        within: Duration,
+    ) -> (Purged, Option<Synced>) {
+        let Some(redis) = &self.redis else {
+            let head = self.ledger.purge_alone(tags, kind, now);
+            let purged = Purged { number: PurgeNumber(head.number), acknowledged: Ok(()) };
+            return (purged, valid_at.after(head));
+        };
+        let sequence = self.ledger.purge_here(tags, kind, None);
+        let purged = redis.recorded(sequence, within).await;
+        (purged, valid_at.after_own(sequence, &self.ledger.recorded.borrow()))
     }
 
     /// The same for what every process is told at the same time: one of them has Redis record it.
