@@ -55,7 +55,8 @@ impl Passing {
 }
 
 impl Proxy {
-    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes.
+    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes;
+    /// what could not be read is refused there.
     pub async fn ask(self: &Arc<Self>, matched: Match<'_>, incomer: Incomer) -> Result<Ask, Box<Passing>> {
         let counters = Arc::clone(&incomer.generation.counters[matched.index]);
         let mut passing = Passing::new(incomer, Some(matched), Bypass { why: Why::Bypass, detail: None });
@@ -63,7 +64,7 @@ impl Proxy {
         let Some(caching) = &route.caching else { return Err(Box::new(passing)) };
         let content = match caching.key.body {
             BodyRule::None => Some(bytes::Bytes::new()),
-            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.ok().flatten(),
+            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
         };
         let Some(content) = content else {
             passing.bypass.detail = Some(Detail::RequestBody);
@@ -100,6 +101,9 @@ impl Proxy {
         };
         if passing.content.is_too_large() {
             return Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge);
+        }
+        if let Some(trouble) = passing.content.trouble().seen() {
+            return refused(trouble);
         }
         let options = CallOptions {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
@@ -169,10 +173,15 @@ impl Proxy {
 
 /// The answer when the upstream gave none: the client's own trouble first.
 fn failed(error: UpstreamError, trouble: Option<ContentTrouble>, why: Why) -> Answer {
+    trouble.map_or_else(|| Answer::failed(error, serve::forwarded(why, None, false)), refused)
+}
+
+/// The answer to content that could not be taken.
+fn refused(trouble: ContentTrouble) -> Answer {
     match trouble {
-        Some(ContentTrouble::TooLarge) => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
-        Some(ContentTrouble::Idle) => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
-        Some(ContentTrouble::Broken) | None => Answer::failed(error, serve::forwarded(why, None, false)),
+        ContentTrouble::TooLarge => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
+        ContentTrouble::Idle => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
+        ContentTrouble::Broken => Answer::generated(StatusCode::BAD_REQUEST, Detail::BadRequest),
     }
 }
 
