@@ -43,7 +43,13 @@ pub struct Sender {
 
 impl Sender {
     /// Reads who sent the request.
-    pub fn new(connection: &Connection, generation: &Generation, parts: &Parts, target: &Target) -> Self {
+    pub fn new(
+        connection: &Connection,
+        generation: &Generation,
+        parts: &Parts,
+        target: &Target,
+        interim: Option<Interim>,
+    ) -> Self {
         let server = &generation.server;
         let is_trusted = |ip: IpAddr| server.trusted_proxies.iter().any(|net| net.contains(&ip.to_canonical()));
         let peer = connection.peer.ip().to_canonical();
@@ -55,7 +61,7 @@ impl Sender {
             trusted: is_trusted(peer),
             scheme: connection.scheme,
             host: host.unwrap_or_else(|_| HeaderValue::from_static("localhost")),
-            interim: connection.interim.clone().filter(|_| parts.version == http::Version::HTTP_11),
+            interim,
         }
     }
 }

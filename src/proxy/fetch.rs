@@ -192,7 +192,9 @@ impl Fetch {
         *request.method_mut() = ask.parts.method.clone();
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
-        forward::pass_interim(&mut request, &ask.sender);
+        if !self.background {
+            forward::pass_interim(&mut request, &ask.sender);
+        }
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
             client_host: Some(ask.sender.host.clone()),
