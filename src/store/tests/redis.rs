@@ -184,6 +184,32 @@ async fn a_value_of_another_key_is_refused() {
 }
 
 #[tokio::test]
+async fn what_waits_to_be_written_is_removed_however_much_else_waits() {
+    let server = Server::start(&[]);
+    let port = server.port;
+    drop(server);
+    let world = attached(0, redis_config(format!("redis://127.0.0.1:{port}")));
+    let (a, full) = (ask("/a", &[]), ask("/full", &[]));
+    assert_eq!(world.put(&a, world.response(&[], "a")), Put::Stored);
+    let mut removed = 0;
+    while stats(&world).dropped_writes == 0 {
+        world.remove(&ask(&format!("/{removed}"), &[]));
+        removed += 1;
+        assert!(removed < 100_000, "there is a bound on what waits");
+    }
+    assert_eq!(world.put(&full, world.response(&[], "full")), Put::NoRoom);
+    check(&world, &a, Ok(("a", Tier::Memory))).await;
+    let dropped = stats(&world).dropped_writes;
+    world.remove(&a);
+    check(&world, &a, Err(Missing::Key)).await;
+    assert_eq!(stats(&world).dropped_writes, dropped, "it takes the place of what waited");
+    let server = Server::start_on(port, &[]);
+    until("connecting", || state(&world) == "up").await;
+    flush(&world).await;
+    assert_eq!(server.keys(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn what_is_removed_is_gone_from_redis_too() {
     let server = Server::start(&[]);
     let world = connected(&server, 8 << 20).await;
