@@ -11,11 +11,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Connection, Interim, Proxy};
 use crate::clock::Timestamp;
+use crate::fields::surrogate;
 use crate::generation::Generation;
 use crate::key::{self, Address, BodyRule};
 use crate::policy::reuse::Why;
+use crate::policy::settle::NotStored;
 use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
 use crate::store::Query;
+use crate::store::ledger::Synced;
+use crate::stored::{Provenance, StoredResponse};
 use crate::target::{Scheme, Target};
 use crate::telemetry::cache_status::Detail;
 use crate::telemetry::metrics::RouteCounters;
@@ -39,7 +43,13 @@ pub struct Sender {
 
 impl Sender {
     /// Reads who sent the request.
-    pub fn new(connection: &Connection, generation: &Generation, parts: &Parts, target: &Target) -> Self {
+    pub fn new(
+        connection: &Connection,
+        generation: &Generation,
+        parts: &Parts,
+        target: &Target,
+        interim: Option<Interim>,
+    ) -> Self {
         let server = &generation.server;
         let is_trusted = |ip: IpAddr| server.trusted_proxies.iter().any(|net| net.contains(&ip.to_canonical()));
         let peer = connection.peer.ip().to_canonical();
@@ -51,7 +61,7 @@ impl Sender {
             trusted: is_trusted(peer),
             scheme: connection.scheme,
             host: host.unwrap_or_else(|_| HeaderValue::from_static("localhost")),
-            interim: connection.interim.clone().filter(|_| parts.version == http::Version::HTTP_11),
+            interim,
         }
     }
 }
@@ -98,6 +108,14 @@ impl Ask {
     pub fn store_query<'a>(&'a self, tags: &'a ConfiguredTags<'a>, now: Timestamp) -> Query<'a> {
         let vary_ignore = &self.caching().vary_ignore;
         Query { address: &self.address, request: &self.parts.headers, vary_ignore, tags, now }
+    }
+
+    /// What its response is stored with, where the ledger stands at `synced` for it.
+    pub fn provenance(&self, head: &StoredResponse, synced: Synced) -> Result<Provenance, NotStored> {
+        let origin = format!("{}://{}", self.target.scheme.as_str(), self.target.authority);
+        let tags = surrogate::tags(&head.fields, &origin).map_err(|_| NotStored::TooManyTags)?;
+        let Synced { to, epoch, own } = synced;
+        Ok(Provenance { synced_to: to, epoch, own, tags })
     }
 
     /// The present.

@@ -61,7 +61,7 @@ impl Trouble {
     }
 }
 
-/// A client's content.
+/// A client's content. After trouble nothing of it comes but the trouble again: what is left is not what the client sent.
 #[derive(Debug)]
 pub struct ClientBody {
     read: Option<Bytes>,
@@ -162,14 +162,15 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
-        match self.read.take() {
-            Some(read) => Poll::Ready(Some(Ok(Frame::data(read)))),
-            None => self.poll_rest(context),
+        match (self.trouble.seen(), self.read.take()) {
+            (Some(trouble), _) => Poll::Ready(Some(Err(trouble))),
+            (None, Some(read)) => Poll::Ready(Some(Ok(Frame::data(read)))),
+            (None, None) => self.poll_rest(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.read.is_none() && self.rest.is_end_stream()
+        self.trouble.seen().is_none() && self.read.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -12,7 +12,7 @@ use super::fill::{Bound, Fill, News, Received, Room};
 use super::share::Lead;
 use super::{forward, share};
 use crate::clock::Timestamp;
-use crate::fields::{hop_by_hop, surrogate};
+use crate::fields::hop_by_hop;
 use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::ledger::Synced;
@@ -85,11 +85,17 @@ impl Fetch {
         Self::spawn(ask, Some(stored), Some(lead), None);
     }
 
-    /// Stores a response that another request than a GET has brought, and can answer GETs.
-    pub fn adopt(ask: Arc<Ask>, head: StoredResponse, response: Response<ResponseBody>) -> oneshot::Receiver<Report> {
+    /// Stores a response that another request than a GET has brought, and can answer GETs, by where the ledger stands for
+    /// it.
+    pub fn adopt(
+        ask: Arc<Ask>,
+        head: StoredResponse,
+        response: Response<ResponseBody>,
+        synced: Synced,
+    ) -> oneshot::Receiver<Report> {
         let (client, report) = oneshot::channel();
         let shared = Arc::clone(&ask.proxy.shared);
-        let mut fetch = Self::new(ask, None, None, Some(client));
+        let mut fetch = Self { synced, ..Self::new(ask, None, None, Some(client)) };
         shared.tasks.spawn(async move {
             let (parts, body) = response.into_parts();
             fetch.store(head, framing(&parts, &body), parts, body).await;
@@ -182,7 +188,9 @@ impl Fetch {
         *request.method_mut() = ask.parts.method.clone();
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
-        forward::pass_interim(&mut request, &ask.sender);
+        if !self.background {
+            forward::pass_interim(&mut request, &ask.sender);
+        }
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
             client_host: Some(ask.sender.host.clone()),
@@ -250,10 +258,7 @@ impl Fetch {
     }
 
     fn provenance(&self, head: &StoredResponse) -> Result<Provenance, NotStored> {
-        let origin = format!("{}://{}", self.ask.target.scheme.as_str(), self.ask.target.authority);
-        let tags = surrogate::tags(&head.fields, &origin).map_err(|_| NotStored::TooManyTags)?;
-        let Synced { to, epoch, own } = self.synced;
-        Ok(Provenance { synced_to: to, epoch, own, tags })
+        self.ask.provenance(head, self.synced)
     }
 
     fn freshen(&mut self, freshened: &Arc<StoredResponse>, status: StatusCode) {

@@ -96,12 +96,12 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 
 /// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
 pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender) {
-    let Some(Interim(sink)) = sender.interim.clone() else { return };
+    let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
     hyper::ext::on_informational(request, move |response| {
         if response.status() == StatusCode::EARLY_HINTS {
             let mut fields = response.headers().clone();
             hop_by_hop::remove(&mut fields);
-            sink.send(StatusCode::EARLY_HINTS, &fields);
+            sink.send(number, StatusCode::EARLY_HINTS, &fields);
         }
     });
 }

@@ -10,10 +10,10 @@ use crate::fields::surrogate;
 use crate::generation::Generation;
 use crate::key::Tag;
 use crate::policy::invalidate as policy;
-use crate::purge::{Order, Way, purge};
+use crate::purge::{Order, purge_after};
 use crate::route::{ConfiguredTags, Params, Route};
 use crate::store::Query;
-use crate::store::ledger::PurgeKind;
+use crate::store::ledger::{PurgeKind, Synced};
 use crate::target::Target;
 
 /// How long the answer to an unsafe request waits for Redis to record what it invalidates.
@@ -21,6 +21,9 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
 
 /// Invalidates what the response to an unsafe request says has changed: its own target, `Location` and
 /// `Content-Location` of the same origin, the route's `invalidates`, and `Cache-Group-Invalidation` (RFC 9875 §3).
+///
+/// Returns where the ledger stands then for the response itself, which was valid when it stood at `valid_at`: what the
+/// request invalidates does not count against it, but everything else does that may have come since.
 pub async fn after<B: Sync>(
     proxy: &Proxy,
     generation: &Generation,
@@ -28,9 +31,10 @@ pub async fn after<B: Sync>(
     target: &Target,
     request: &Parts,
     response: &Response<B>,
-) {
+    valid_at: Synced,
+) -> Option<Synced> {
     if !policy::invalidates(&request.method, response.status()) {
-        return;
+        return Some(valid_at);
     }
     let origin = format!("{}://{}", target.scheme.as_str(), target.authority);
     let mut tags: Vec<Tag> =
@@ -48,10 +52,10 @@ pub async fn after<B: Sync>(
             remove(proxy, generation, target, &request.headers);
         }
     }
-    if !tags.is_empty() {
-        let order = Order { tags, kind: PurgeKind::Hard };
-        purge(&proxy.shared, Way::UnsafeRequest, &order, ACKNOWLEDGED_WITHIN).await;
+    if tags.is_empty() {
+        return Some(valid_at);
     }
+    purge_after(&proxy.shared, valid_at, &Order { tags, kind: PurgeKind::Hard }, ACKNOWLEDGED_WITHIN).await
 }
 
 /// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.

@@ -40,18 +40,21 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// The listener's scheme.
     pub scheme: Scheme,
-    /// Where interim responses (103) go, on HTTP/1.1.
-    pub interim: Option<Interim>,
 }
 
-/// A sender of interim responses to one HTTP/1.1 client; the server's socket wrapper writes them.
+/// A sender of interim responses (103) to one HTTP/1.1 request; the server's socket wrapper writes them.
 #[derive(Clone, Debug)]
-pub struct Interim(pub Arc<dyn InterimSink>);
+pub struct Interim {
+    /// The connection's sink.
+    pub sink: Arc<dyn InterimSink>,
+    /// The request's number there.
+    pub request: u64,
+}
 
-/// Takes an interim head, to be written before the next final response.
+/// Takes an interim head, to be written before its request's final response.
 pub trait InterimSink: Send + Sync + std::fmt::Debug {
-    /// Queues it; bounded, more than the bound is dropped.
-    fn send(&self, status: StatusCode, fields: &http::HeaderMap);
+    /// Queues it while that request is in hand; bounded, more than the bound is dropped.
+    fn send(&self, request: u64, status: StatusCode, fields: &http::HeaderMap);
 }
 
 /// One worker's view of the proxy.
@@ -78,19 +81,20 @@ impl Proxy {
     }
 
     /// Answers a request, whose normalised target the server has left among its extensions, by the configuration that
-    /// the server checked it with. Never fails.
+    /// the server checked it with. Never fails. `interim` is where its interim responses go.
     pub async fn handle(
         self: &Arc<Self>,
         connection: &Connection,
         generation: Arc<Generation>,
         request: Request<Incoming>,
+        interim: Option<Interim>,
     ) -> Response<Body> {
         let (mut parts, content) = request.into_parts();
         let Some(target) = parts.extensions.remove::<Target>() else {
             return answer::unrecorded(StatusCode::BAD_REQUEST);
         };
         let matched = generation.routes.find(&target, &parts.method);
-        let sender = Sender::new(connection, &generation, &parts, &target);
+        let sender = Sender::new(connection, &generation, &parts, &target, interim);
         let visit = self.visit(&generation, matched.as_ref(), &sender, &parts);
         let route = matched.as_ref().map(|matched| Arc::clone(matched.route));
         let incomer = Incomer { generation: Arc::clone(&generation), target, sender, parts, content };

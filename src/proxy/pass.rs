@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use super::answer::{Answer, Content};
 use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::{Posted, Sent};
-use super::{Incomer, Proxy, forward, invalidate, serve};
+use super::{Incomer, Proxy, fetch, forward, invalidate, serve};
 use crate::fields::hop_by_hop;
 use crate::generation::Generation;
 use crate::key::BodyRule;
@@ -55,7 +55,8 @@ impl Passing {
 }
 
 impl Proxy {
-    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes.
+    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes;
+    /// what could not be read is refused there.
     pub async fn ask(self: &Arc<Self>, matched: Match<'_>, incomer: Incomer) -> Result<Ask, Box<Passing>> {
         let counters = Arc::clone(&incomer.generation.counters[matched.index]);
         let mut passing = Passing::new(incomer, Some(matched), Bypass { why: Why::Bypass, detail: None });
@@ -63,7 +64,7 @@ impl Proxy {
         let Some(caching) = &route.caching else { return Err(Box::new(passing)) };
         let content = match caching.key.body {
             BodyRule::None => Some(bytes::Bytes::new()),
-            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.ok().flatten(),
+            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
         };
         let Some(content) = content else {
             passing.bypass.detail = Some(Detail::RequestBody);
@@ -101,6 +102,9 @@ impl Proxy {
         if passing.content.is_too_large() {
             return Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge);
         }
+        if let Some(trouble) = passing.content.trouble().seen() {
+            return refused(trouble);
+        }
         let options = CallOptions {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
             client_host: Some(passing.sender.host.clone()),
@@ -124,19 +128,27 @@ impl Proxy {
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
         let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
-        let sent = Sent::of(&request);
+        let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
+        let synced = self.shared.store.synced();
         let request_time = self.shared.clock.now();
         let response = match upstream.fetch(self.worker.0, request, options).await {
             Ok(response) => response,
             Err(error) => return failed(error, trouble.seen(), bypass.why),
         };
-        invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response).await;
+        let (head, body) = response.into_parts();
+        let storable = sent.and_then(|sent| {
+            let (generation, target, sender, parts) = (&generation, &target, &sender, &parts);
+            let posted = Posted { generation, upstream: &name, target, sender, parts, sent, synced, request_time };
+            posted.storable(self, &head, fetch::framing(&head, &body))
+        });
+        let response = Response::from_parts(head, body);
+        let valid_at = storable.as_ref().map_or(synced, |storable| storable.valid_at);
+        let stands = invalidate::after(self, &generation, matched.as_ref(), &target, &parts, &response, valid_at).await;
         let outcome = serve::forwarded(bypass.why, Some(response.status()), false);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let posted = Posted { generation, upstream: name, target, sender, parts, sent, request_time };
-            return match posted.storable(self, response) {
-                Ok(storable) => storable.store(bypass.why).await,
-                Err(response) => serve::passed(*response, outcome, bypass.detail),
+            return match storable.zip(stands) {
+                Some((storable, synced)) => storable.store(response, synced, bypass.why).await,
+                None => serve::passed(response, outcome, bypass.detail),
             };
         }
         match upgrade {
@@ -161,10 +173,15 @@ impl Proxy {
 
 /// The answer when the upstream gave none: the client's own trouble first.
 fn failed(error: UpstreamError, trouble: Option<ContentTrouble>, why: Why) -> Answer {
+    trouble.map_or_else(|| Answer::failed(error, serve::forwarded(why, None, false)), refused)
+}
+
+/// The answer to content that could not be taken.
+fn refused(trouble: ContentTrouble) -> Answer {
     match trouble {
-        Some(ContentTrouble::TooLarge) => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
-        Some(ContentTrouble::Idle) => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
-        Some(ContentTrouble::Broken) | None => Answer::failed(error, serve::forwarded(why, None, false)),
+        ContentTrouble::TooLarge => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
+        ContentTrouble::Idle => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
+        ContentTrouble::Broken => Answer::generated(StatusCode::BAD_REQUEST, Detail::BadRequest),
     }
 }
 

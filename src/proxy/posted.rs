@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri, response};
 
 use super::answer::Answer;
 use super::ask::{self, Ask, Sender};
-use super::fetch::{self, Fetch};
+use super::fetch::Fetch;
 use super::{Proxy, forward, serve};
 use crate::clock::Timestamp;
 use crate::fields::hop_by_hop;
@@ -16,25 +16,27 @@ use crate::generation::Generation;
 use crate::policy::reuse::Why;
 use crate::policy::settle::{self, Exchange, Framing};
 use crate::policy::validate::Conditional;
-use crate::route::Caching;
+use crate::store::ledger::Synced;
 use crate::stored::StoredResponse;
 use crate::target::Target;
 use crate::upstream::ResponseBody;
 
-/// A request that passed the cache by and has been answered.
-pub struct Posted {
+/// A POST that passed the cache by and is being answered.
+pub struct Posted<'p> {
     /// The configuration it saw.
-    pub generation: Arc<Generation>,
+    pub generation: &'p Arc<Generation>,
     /// The upstream that answered it.
-    pub upstream: Arc<str>,
+    pub upstream: &'p str,
     /// Its target.
-    pub target: Target,
+    pub target: &'p Target,
     /// Who sent it.
-    pub sender: Sender,
+    pub sender: &'p Sender,
     /// Its head.
-    pub parts: Parts,
+    pub parts: &'p Parts,
     /// What of it the upstream was sent.
     pub sent: Sent,
+    /// The ledger, before it was sent on.
+    pub synced: Synced,
     /// When it was sent on.
     pub request_time: Timestamp,
 }
@@ -46,11 +48,12 @@ pub struct Sent {
     fields: HeaderMap,
 }
 
-/// A response to POST on its way into the store.
+/// A response to POST that may be stored.
 pub struct Storable {
     ask: Ask,
     head: Box<StoredResponse>,
-    response: Response<ResponseBody>,
+    /// The ledger when nothing had purged it yet.
+    pub valid_at: Synced,
 }
 
 impl Sent {
@@ -68,69 +71,52 @@ impl Sent {
     }
 }
 
-impl Posted {
-    /// What is to be stored for GETs of the target, or the response back. What the POST has invalidated is gone by now.
-    pub fn storable(
-        self,
-        proxy: &Arc<Proxy>,
-        response: Response<ResponseBody>,
-    ) -> Result<Storable, Box<Response<ResponseBody>>> {
-        let (parts, body) = response.into_parts();
-        let framing = fetch::framing(&parts, &body);
-        let found = (self.parts.method == Method::POST).then(|| self.get(proxy, &parts, framing)).flatten();
-        let response = Response::from_parts(parts, body);
-        match found {
-            Some((ask, head)) => Ok(Storable { ask, head, response }),
-            None => Err(Box::new(response)),
-        }
+impl Posted<'_> {
+    /// What may be stored for GETs of the target once the POST's own purge is made; none where something else has purged
+    /// it since the POST was sent on: then the answer may be older than that.
+    pub fn storable(&self, proxy: &Arc<Proxy>, response: &response::Parts, framing: Framing) -> Option<Storable> {
+        let mut head = self.head(proxy, response, framing)?;
+        let ask = self.get(proxy)?;
+        let valid_at = proxy.shared.store.synced();
+        head.provenance = ask.provenance(&head, self.synced).ok()?;
+        let is_purged = proxy.shared.store.is_purged(&head, &ask.tags(), ask.now());
+        (!is_purged).then_some(Storable { ask, head, valid_at })
     }
 
-    /// The GET that the response answers, and the head to store; none where that GET would go elsewhere, pass the
-    /// cache by, or be sent otherwise than the POST was: what an unkeyed cookie or parameter got is for its sender.
-    fn get(
-        self,
-        proxy: &Arc<Proxy>,
-        response: &http::response::Parts,
-        framing: Framing,
-    ) -> Option<(Ask, Box<StoredResponse>)> {
-        let generation = Arc::clone(&self.generation);
-        let matched = generation.routes.find(&self.target, &Method::GET)?;
+    /// The GET that the response answers; none where that GET would go elsewhere, pass the cache by, or be sent otherwise
+    /// than the POST was: what an unkeyed cookie or parameter got is for its sender.
+    fn get(&self, proxy: &Arc<Proxy>) -> Option<Ask> {
+        let matched = self.generation.routes.find(self.target, &Method::GET)?;
         let caching = matched.route.caching.as_ref()?;
-        let head = self.head(proxy, caching, response, framing)?;
-        let mut parts = self.parts;
+        let mut parts = self.parts.clone();
         parts.method = Method::GET;
         let passes = ask::bypass_reason(matched.route, caching, &parts, false).is_some();
-        if passes || matched.route.upstream != self.upstream {
+        if passes || *matched.route.upstream != *self.upstream {
             return None;
         }
         hop_by_hop::remove(&mut parts.headers);
         caching.key.reduce(&mut parts.headers);
-        let address = caching.key.address(&Method::GET, &self.target, &parts.headers, b"").ok()?;
+        let address = caching.key.address(&Method::GET, self.target, &parts.headers, b"").ok()?;
         let ask = Ask {
             proxy: Arc::clone(proxy),
-            counters: Arc::clone(&generation.counters[matched.index]),
+            counters: Arc::clone(&self.generation.counters[matched.index]),
             route: Arc::clone(matched.route),
             query: caching.key.query(self.target.query()),
             params: matched.params,
-            target: self.target,
+            target: self.target.clone(),
             parts,
             content: Bytes::new(),
             address,
-            sender: self.sender,
-            generation: self.generation,
+            sender: self.sender.clone(),
+            generation: Arc::clone(self.generation),
         };
-        (Sent::for_ask(&ask) == self.sent).then_some((ask, head))
+        (Sent::for_ask(&ask) == self.sent).then_some(ask)
     }
 
-    fn head(
-        &self,
-        proxy: &Proxy,
-        caching: &Caching,
-        response: &http::response::Parts,
-        framing: Framing,
-    ) -> Option<Box<StoredResponse>> {
+    fn head(&self, proxy: &Proxy, response: &response::Parts, framing: Framing) -> Option<Box<StoredResponse>> {
+        let matched = self.generation.routes.find(self.target, &Method::GET)?;
         let exchange = Exchange {
-            request: &self.parts,
+            request: self.parts,
             conditional: Conditional::Plain,
             response,
             request_time: self.request_time,
@@ -138,15 +124,15 @@ impl Posted {
             framing,
             jitter: fastrand::f64(),
         };
-        settle::storable_for_get(&exchange, &self.target.to_uri()?, &caching.rules)
+        settle::storable_for_get(&exchange, &self.target.to_uri()?, &matched.route.caching.as_ref()?.rules)
     }
 }
 
 impl Storable {
-    /// Stores it while its client reads it.
-    pub async fn store(self, why: Why) -> Answer {
+    /// Stores it, by where the ledger stands for it, while its client reads it.
+    pub async fn store(self, response: Response<ResponseBody>, synced: Synced, why: Why) -> Answer {
         let ask = Arc::new(self.ask);
-        let report = Fetch::adopt(Arc::clone(&ask), *self.head, self.response).await;
+        let report = Fetch::adopt(Arc::clone(&ask), *self.head, response, synced).await;
         serve::reported(&ask, report.ok(), None, why).await
     }
 }

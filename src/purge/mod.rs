@@ -12,7 +12,7 @@ pub use self::order::{ORDER_BYTES_MAX, Order, Refusal};
 use crate::generation::Shared;
 use crate::key::Tag;
 use crate::store::Purged;
-use crate::store::ledger::PurgeKind;
+use crate::store::ledger::{PurgeKind, Synced};
 use crate::telemetry::events::Event;
 
 /// How long an order waits for Redis to record it.
@@ -58,7 +58,19 @@ pub async fn purge(shared: &Shared, way: Way, order: &Order, within: Duration) -
         Way::Backend => shared.store.purge_with_others(tags, *kind, now, within).await,
         Way::Admin | Way::PurgeMethod | Way::UnsafeRequest => shared.store.purge(tags, *kind, now, within).await,
     };
-    let took = begun.elapsed();
+    tell(shared, way, order, purged, begun.elapsed())
+}
+
+/// Purges for an unsafe request whose own response may be stored; returns where the ledger stands for that response
+/// (see [`Store::purge_after`](crate::store::Store::purge_after)).
+pub async fn purge_after(shared: &Shared, valid_at: Synced, order: &Order, within: Duration) -> Option<Synced> {
+    let (begun, now, Order { tags, kind }) = (Instant::now(), shared.clock.now(), order);
+    let (purged, stands) = shared.store.purge_after(valid_at, tags, *kind, now, within).await;
+    tell(shared, Way::UnsafeRequest, order, purged, begun.elapsed());
+    stands
+}
+
+fn tell(shared: &Shared, way: Way, Order { tags, kind }: &Order, purged: Purged, took: Duration) -> Outcome {
     shared.telemetry.emit(&Event::Purged {
         way: way.as_str(),
         kind: match kind {

@@ -17,7 +17,7 @@ use super::service::Service;
 use super::socket::ClientSocket;
 use super::worker::Worker;
 use crate::config::Limits;
-use crate::proxy::{Connection, Interim};
+use crate::proxy::Connection;
 use crate::telemetry::events::Event;
 
 /// Streams of one HTTP/2 connection at one time.
@@ -36,7 +36,7 @@ const BUFFER_MIN: usize = 8 << 10;
 pub async fn serve(worker: Arc<Worker>, accepted: Accepted) {
     let result = match tokio::net::TcpStream::from_std(accepted.stream) {
         Ok(stream) => {
-            let connection = Connection { peer: accepted.peer, scheme: accepted.speech.scheme, interim: None };
+            let connection = Connection { peer: accepted.peer, scheme: accepted.speech.scheme };
             match &accepted.speech.tls {
                 None => drive(&worker, stream, connection, accepted.place).await,
                 Some(tls) => match handshake(&worker, tls.accept(stream)).await {
@@ -67,13 +67,12 @@ where
     }
 }
 
-async fn drive<S>(worker: &Arc<Worker>, stream: S, mut connection: Connection, place: Place) -> Result<(), String>
+async fn drive<S>(worker: &Arc<Worker>, stream: S, connection: Connection, place: Place) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let activity = Arc::new(Activity::new());
     let queue = Arc::<InterimQueue>::default();
-    connection.interim = Some(Interim(Arc::clone(&queue) as _));
     let socket = ClientSocket::new(stream, Arc::clone(&activity), Arc::clone(&queue), place);
     let service = Arc::new(Service {
         proxy: Arc::clone(&worker.proxy),

@@ -32,18 +32,22 @@ pub struct InterimQueue {
 
 #[derive(Debug, Default)]
 struct Heads {
+    /// The number of the request in hand. What comes of one before it, or of a fetch that outlives it, is not for it.
+    request: u64,
     bytes: Vec<u8>,
     count: usize,
 }
 
 impl InterimQueue {
-    /// Begins a request; nothing of the one before is left.
-    pub fn open(&self) {
+    /// Begins a request and returns its number; nothing of the one before is left.
+    pub fn open(&self) -> u64 {
         let mut heads = self.heads();
+        heads.request += 1;
         heads.bytes.clear();
         heads.count = 0;
         self.waiting.store(false, Release);
         self.open.store(true, Release);
+        heads.request
     }
 
     /// The response's head is about to be given to hyper. What waits may still be written before it.
@@ -77,9 +81,9 @@ impl InterimQueue {
 }
 
 impl InterimSink for InterimQueue {
-    fn send(&self, status: StatusCode, fields: &HeaderMap) {
+    fn send(&self, request: u64, status: StatusCode, fields: &HeaderMap) {
         let mut heads = self.heads();
-        if !self.is_open() || heads.count == HEADS_MAX {
+        if !self.is_open() || request != heads.request || heads.count == HEADS_MAX {
             return;
         }
         let before = heads.bytes.len();

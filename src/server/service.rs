@@ -16,7 +16,7 @@ use super::purging;
 use super::request::{self, Refusal};
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Body, Content, Visit};
-use crate::proxy::{Connection, Proxy};
+use crate::proxy::{Connection, Interim, Proxy};
 use crate::target::Target;
 use crate::telemetry::cache_status::{CacheStatus, Outcome};
 use crate::telemetry::stats;
@@ -44,17 +44,16 @@ impl Service {
     pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
         let in_flight = self.activity.begin();
         let takes_interim = request.version() == Version::HTTP_11;
-        if takes_interim {
-            self.interim.open();
-        }
-        let response = self.answer(request).await;
+        let sink = || Arc::clone(&self.interim) as _;
+        let interim = takes_interim.then(|| Interim { sink: sink(), request: self.interim.open() });
+        let response = self.answer(request, interim).await;
         if takes_interim {
             self.interim.close();
         }
         Ok(response.map(|body| Tracked { body, _in_flight: in_flight }))
     }
 
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>, interim: Option<Interim>) -> Response<Body> {
         let shared = &self.proxy.shared;
         let generation = shared.generation.load_full();
         let checked = request::check(&request, self.connection.scheme, &generation.server);
@@ -71,7 +70,7 @@ impl Service {
         }
         join_cookies(request.headers_mut());
         request.extensions_mut().insert(target);
-        self.proxy.handle(&self.connection, generation, request).await
+        self.proxy.handle(&self.connection, generation, request, interim).await
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {

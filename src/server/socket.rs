@@ -141,9 +141,9 @@ mod tests {
         (socket, queue, client)
     }
 
-    fn hint(queue: &InterimQueue) {
+    fn hint(queue: &InterimQueue, request: u64) {
         let fields = HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_static("</a.css>"))]);
-        queue.send(StatusCode::EARLY_HINTS, &fields);
+        queue.send(request, StatusCode::EARLY_HINTS, &fields);
     }
 
     async fn received(socket: ClientSocket<DuplexStream, ()>, mut client: DuplexStream) -> String {
@@ -156,10 +156,10 @@ mod tests {
     #[tokio::test]
     async fn an_interim_head_is_written_before_the_response() {
         let (mut socket, queue, client) = pair(1 << 16);
-        queue.open();
-        hint(&queue);
+        let request = queue.open();
+        hint(&queue, request);
         socket.flush().await.unwrap();
-        hint(&queue);
+        hint(&queue, request);
         queue.close();
         socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         assert_eq!(received(socket, client).await, format!("{HINT}{HINT}HTTP/1.1 200 OK\r\n\r\n"));
@@ -168,14 +168,14 @@ mod tests {
     #[tokio::test]
     async fn an_interim_head_wakes_the_connection_that_waits() {
         let (mut socket, queue, mut client) = pair(1 << 16);
-        queue.open();
+        let request = queue.open();
         let connection = std::future::poll_fn(|context| {
             let _ = Pin::new(&mut socket).poll_flush(context);
             Poll::<()>::Pending
         });
         let client = async {
             tokio::task::yield_now().await;
-            hint(&queue);
+            hint(&queue, request);
             let mut head = vec![0; HINT.len()];
             client.read_exact(&mut head).await.unwrap();
             head
@@ -189,16 +189,16 @@ mod tests {
     #[tokio::test]
     async fn nothing_lands_inside_a_response() {
         let (mut socket, queue, client) = pair(1 << 16);
-        queue.open();
+        let request = queue.open();
         queue.close();
         socket.write_all(b"head of 1, ").await.unwrap();
         socket.flush().await.unwrap();
-        hint(&queue);
+        hint(&queue, request);
         socket.flush().await.unwrap();
         socket.write_all(b"end of 1, ").await.unwrap();
         // The next request came, but the response before has not left: its end and the next head are one write.
-        queue.open();
-        hint(&queue);
+        let request = queue.open();
+        hint(&queue, request);
         queue.close();
         socket.write_all(b"more of 1 and head of 2, ").await.unwrap();
         socket.flush().await.unwrap();
@@ -207,10 +207,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_comes_late_for_a_request_is_not_written_for_the_next() {
+        let (mut socket, queue, client) = pair(1 << 16);
+        let late = queue.open();
+        queue.close();
+        socket.write_all(b"response 1, ").await.unwrap();
+        socket.flush().await.unwrap();
+        let request = queue.open();
+        hint(&queue, late);
+        socket.flush().await.unwrap();
+        hint(&queue, request);
+        socket.flush().await.unwrap();
+        queue.close();
+        socket.write_all(b"response 2").await.unwrap();
+        assert_eq!(received(socket, client).await, format!("response 1, {HINT}response 2"));
+    }
+
+    #[tokio::test]
     async fn a_head_that_is_half_written_is_ended_before_anything_else() {
         let (mut socket, queue, mut client) = pair(8);
-        queue.open();
-        hint(&queue);
+        let request = queue.open();
+        hint(&queue, request);
         queue.close();
         let writing = async {
             socket.write_all(b"response").await.unwrap();
@@ -225,12 +242,12 @@ mod tests {
     #[tokio::test]
     async fn a_request_has_at_most_sixteen_interim_heads() {
         let (mut socket, queue, client) = pair(1 << 16);
-        queue.open();
+        let request = queue.open();
         for _ in 0..100 {
-            hint(&queue);
+            hint(&queue, request);
         }
         socket.flush().await.unwrap();
-        hint(&queue);
+        hint(&queue, request);
         socket.flush().await.unwrap();
         assert_eq!(received(socket, client).await, HINT.repeat(16));
     }

@@ -1,6 +1,7 @@
 //! The two tiers as one store: memory before Redis, both checked against the purge ledger.
 
 pub mod codec;
+mod figures;
 mod find;
 mod keep;
 pub mod ledger;
@@ -22,6 +23,7 @@ use crate::key::{Address, CacheKey, Tag};
 use crate::route::ConfiguredTags;
 use crate::stored::{PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
+pub use figures::{PurgeStats, RedisStats, StoreStats};
 use ledger::{Ledger, Synced, Verdict};
 use memory::{Memory, Uncacheable};
 use redis::RedisTier;
@@ -278,8 +280,31 @@ impl Store {
     pub async fn purge(&self, tags: &[Tag], kind: ledger::PurgeKind, now: Timestamp, within: Duration) -> Purged {
         match &self.redis {
             Some(redis) => redis.recorded(self.ledger.purge_here(tags, kind, None), within).await,
-            None => Purged { number: self.ledger.purge_alone(tags, kind, now), acknowledged: Ok(()) },
+            None => {
+                Purged { number: PurgeNumber(self.ledger.purge_alone(tags, kind, now).number), acknowledged: Ok(()) }
+            }
         }
+    }
+
+    /// The same for a request whose own response may be stored, which no purge had reached when the ledger stood at
+    /// `valid_at`. Also returns where the ledger stands for that response after this purge, which does not count against
+    /// it; none where another may have come between, or Redis has not recorded this one.
+    pub async fn purge_after(
+        &self,
+        valid_at: Synced,
+        tags: &[Tag],
+        kind: ledger::PurgeKind,
+        now: Timestamp,
+        within: Duration,
+    ) -> (Purged, Option<Synced>) {
+        let Some(redis) = &self.redis else {
+            let head = self.ledger.purge_alone(tags, kind, now);
+            let purged = Purged { number: PurgeNumber(head.number), acknowledged: Ok(()) };
+            return (purged, valid_at.after(head));
+        };
+        let sequence = self.ledger.purge_here(tags, kind, None);
+        let purged = redis.recorded(sequence, within).await;
+        (purged, valid_at.after_own(sequence, &self.ledger.recorded.borrow()))
     }
 
     /// The same for what every process is told at the same time: one of them has Redis record it.
@@ -311,80 +336,12 @@ impl Store {
         verdict != Verdict::Valid
     }
 
-    /// The figures of `/cache-stats`.
-    pub fn stats(&self) -> StoreStats {
-        StoreStats {
-            objects: self.memory.objects(),
-            bytes: self.memory.bytes(),
-            max_bytes: self.memory.max_bytes(),
-            evictions: self.memory.evictions(),
-            redis: self.redis.as_ref().map(|redis| redis.stats()),
-        }
-    }
-
-    /// The purge ledger's figures.
-    pub fn purge_stats(&self, now: Timestamp) -> PurgeStats {
-        let an_hour_ago = now.as_millis().saturating_sub(3_600_000).saturating_mul(1000);
-        PurgeStats {
-            last: self.ledger.last(),
-            unrecorded: self.ledger.waiting() as u64,
-            false_rate: self.ledger.false_rate(PurgeNumber(an_hour_ago)),
-        }
-    }
-
     /// Waits until what was to be written to Redis is written, at most `within`.
     pub async fn flush(&self, within: Duration) {
         if let Some(redis) = &self.redis {
             redis.flush(within).await;
         }
     }
-}
-
-/// The figures of both tiers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoreStats {
-    /// Stored responses in memory.
-    pub objects: u64,
-    /// Their bytes, all in.
-    pub bytes: u64,
-    /// The bound.
-    pub max_bytes: u64,
-    /// How many were evicted for room.
-    pub evictions: u64,
-    /// Redis; none in embedded mode.
-    pub redis: Option<RedisStats>,
-}
-
-/// The figures of the purge ledger.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PurgeStats {
-    /// The last purge known: microseconds since the Unix epoch.
-    pub last: PurgeNumber,
-    /// Slots that wait to be recorded in Redis.
-    pub unrecorded: u64,
-    /// The estimated part of lookups of a response an hour old that take it for purged though nobody purged it.
-    pub false_rate: f64,
-}
-
-/// The figures of the Redis tier.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RedisStats {
-    /// `up`, `down` or `connecting`.
-    pub state: &'static str,
-    /// Errors since start.
-    pub errors: u64,
-    /// Timeouts since start.
-    pub timeouts: u64,
-    /// `closed`, `open` or `half-open`.
-    pub breaker: &'static str,
-    /// The purge ledger: `synced`, `unsynced` while it cannot be followed, `unknown` before it was read first.
-    pub ledger: &'static str,
-    /// Writes waiting.
-    pub pending_writes: u64,
-    /// Writes dropped for want of room, or that Redis refused.
-    pub dropped_writes: u64,
-    /// Values that could not be read, deleted.
-    pub corrupt: u64,
 }
 
 #[cfg(test)]

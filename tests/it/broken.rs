@@ -1,6 +1,7 @@
 //! Upstreams that break off, lie about lengths, or never end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::AsyncWriteExt;
 
@@ -100,6 +101,51 @@ async fn a_103_reaches_a_client_that_can_take_it_and_confuses_nobody() {
     assert!(raw.contains("link: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"), "{raw}");
     assert!(raw.ends_with("\r\n\r\nok"), "{raw}");
     assert_eq!(get(&client(), &proxy.url("/a")).await.body, "ok");
+}
+
+#[tokio::test]
+async fn a_103_of_a_revalidation_behind_an_answer_reaches_no_other_request() {
+    let (other, asked) = tokio::sync::watch::channel(false);
+    let (release, released) = tokio::sync::watch::channel(false);
+    let mut asked_for_other = asked.clone();
+    let other = Arc::new(other);
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let origin = RawOrigin::start(move |mut stream, head| {
+        let (other, mut asked, mut released) = (Arc::clone(&other), asked.clone(), released.clone());
+        let fetches = Arc::clone(&fetches);
+        async move {
+            let fields = "cache-control: max-age=10, stale-while-revalidate=60\r\nconnection: close";
+            let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n{fields}\r\n\r\n");
+            if head.starts_with("GET /other ") {
+                other.send_replace(true);
+                released.wait_for(|it| *it).await.unwrap();
+                answer.push('o');
+            } else if fetches.fetch_add(1, Ordering::Relaxed) == 0 {
+                answer.push('1');
+            } else {
+                asked.wait_for(|it| *it).await.unwrap();
+                answer = format!("HTTP/1.1 103 Early Hints\r\nlink: </of-another.css>\r\n\r\n{answer}2");
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    assert_eq!(get(&client, &proxy.url("/a")).await.body, "1");
+    proxy.clock.advance(std::time::Duration::from_secs(20));
+    let host = format!("host: {}\r\n", proxy.address);
+    let requests = format!("GET /a HTTP/1.1\r\n{host}\r\nGET /other HTTP/1.1\r\n{host}connection: close\r\n\r\n");
+    let revalidated = async {
+        // By then the first of the requests has begun the revalidation.
+        asked_for_other.wait_for(|it| *it).await.unwrap();
+        while get(&client, &proxy.url("/a")).await.body != "2" {
+            tokio::task::yield_now().await;
+        }
+        release.send(true).unwrap();
+    };
+    let (answers, ()) = tokio::join!(crate::protocols::raw_exchange(proxy.address, &requests), revalidated);
+    assert!(answers.ends_with("\r\n\r\no"), "{answers}");
+    assert!(!answers.contains("HTTP/1.1 103 "), "{answers}");
 }
 
 fn resident_bytes() -> usize {

@@ -92,3 +92,23 @@ async fn routes_that_do_not_key_the_host_share_no_key() {
     }
     assert_eq!((a.count("/x"), b.count("/x")), (1, 1));
 }
+
+#[tokio::test]
+async fn content_that_cannot_be_read_is_refused_and_no_part_of_it_sent_on() {
+    let origin = Origin::counting(&[("cache-control", "max-age=60")]);
+    let route = "methods = [\"POST\"]\nrequest_body_max = \"1 KiB\"\nkey = { body = \"raw\" }";
+    let limits = "[server.limits]\nbody_idle_timeout = \"100ms\"\n\n";
+    let proxy = Proxy::start(&format!("{limits}{}", one_route(&origin.url(), route)));
+    let check = async |content: &str, expected: &str| {
+        let head = "POST /a HTTP/1.1\r\nhost: a.test\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+        let answer = raw_exchange(proxy.address, &format!("{head}{content}")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{content:?}: {answer}");
+    };
+    let large = "A".repeat(2000);
+    check(&format!("7d0\r\n{large}\r\n9\r\ntail-only\r\n0\r\n\r\n"), "413").await;
+    check("5\r\nbegin\r\n", "408").await;
+    check("5\r\nbegin\r\nno size\r\n9\r\ntail-only\r\n0\r\n\r\n", "400").await;
+    assert_eq!(origin.seen().len(), 0);
+    check("5\r\nwhole\r\n0\r\n\r\n", "200").await;
+    assert_eq!(origin.seen()[0].body, "whole");
+}

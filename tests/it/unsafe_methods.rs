@@ -1,7 +1,7 @@
 //! What an unsafe request makes invalid.
 
-use crate::world::proxy::one_route;
-use crate::world::{Origin, Proxy, client, get, reply};
+use crate::world::proxy::{one_route, one_route_with_redis};
+use crate::world::{Origin, Proxy, Redis, client, get, reply};
 
 fn origin() -> Origin {
     Origin::start(|seen| async move {
@@ -116,4 +116,49 @@ async fn a_post_that_was_sent_otherwise_than_a_get_would_be_is_not_stored_for_ge
     let only = "methods = [\"GET\", \"POST\"]\nforward_headers = [\"x-b\"]";
     check(only, &[("x-a", "1")], "POST").await;
     check(&format!("{only}\nkey = {{ headers = [\"x-a\"] }}"), &[("x-a", "1")], "GET").await;
+}
+
+#[tokio::test]
+async fn a_post_that_another_change_overtakes_is_not_stored_for_gets() {
+    let redis = Redis::start();
+    check_overtaken(|origin| one_route(origin, "")).await;
+    check_overtaken(|origin| one_route_with_redis(origin, &redis.url(), "")).await;
+}
+
+/// A POST whose answer was made before a PUT to its target was, and comes after that.
+async fn check_overtaken(toml: impl FnOnce(&str) -> String) {
+    let (release, released) = tokio::sync::watch::channel(false);
+    let origin = Origin::start(move |seen| {
+        let mut released = released.clone();
+        async move {
+            let fields = [("cache-control", "max-age=60"), ("content-location", "/a")];
+            match (seen.method.as_str(), seen.body.as_ref()) {
+                ("PUT", _) => reply(204, &[], ""),
+                ("POST", b"slow") => {
+                    released.wait_for(|it| *it).await.unwrap();
+                    reply(200, &fields, "before the PUT")
+                }
+                (method, _) => reply(200, &fields, method),
+            }
+        }
+    });
+    let proxy = Proxy::start(&toml(&origin.url()));
+    if proxy.stats().await["redis"] != serde_json::Value::Null {
+        crate::world::load::until_up(&proxy).await;
+    }
+    let client = client();
+    let url = proxy.url("/a");
+    let slow = async { client.post(&url).body("slow").send().await.unwrap().text().await.unwrap() };
+    let put = async {
+        while origin.count("/a") == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.put(&url).body("x").send().await.unwrap().status(), 204);
+        release.send(true).unwrap();
+    };
+    let (posted, ()) = tokio::join!(slow, put);
+    assert_eq!(posted, "before the PUT");
+    assert_eq!(get(&client, &url).await.body, "GET");
+    client.post(&url).body("quick").send().await.unwrap().text().await.unwrap();
+    assert_eq!(get(&client, &url).await.body, "POST", "what nothing overtakes is stored");
 }

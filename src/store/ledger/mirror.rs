@@ -150,12 +150,14 @@ pub struct Mirror {
     at: u64,
     /// Numbers of purges that this process recorded, whose messages are still to come.
     to_be_told: VecDeque<u64>,
+    /// The last that this process recorded.
+    written: Option<Head>,
 }
 
 impl Mirror {
     /// Nothing followed yet.
     pub const fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, epoch: None, joined: false, at: 0, to_be_told: VecDeque::new() }
+        Self { ledger, epoch: None, joined: false, at: 0, to_be_told: VecDeque::new(), written: None }
     }
 
     /// Whether it has read the ledger in Redis once.
@@ -239,7 +241,7 @@ impl Mirror {
     pub async fn flush<R: Record + Sync>(&mut self, record: &R) -> Result<bool, R::Error> {
         while let Some(batch) = self.ledger.take(Instant::now()) {
             match self.write(record, &batch.positions).await {
-                Ok(true) => self.ledger.settle(),
+                Ok(true) => self.ledger.settle(self.written),
                 outcome => {
                     self.ledger.give_back(batch);
                     return outcome;
@@ -286,6 +288,7 @@ impl Mirror {
             if Some(head.epoch) != self.epoch {
                 return Ok(false);
             }
+            self.written = Some(head);
             self.ledger.raise(positions.iter().copied(), head.number);
             if head.before == self.at {
                 self.at = head.number;

@@ -6,6 +6,7 @@
 
 mod filter;
 mod mirror;
+mod synced;
 mod unrecorded;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use crate::stored::{Epoch, Provenance, PurgeNumber};
 pub use filter::Position;
 use filter::{Filter, Place};
 pub use mirror::{Head, Header, Message, Mirror, Record, SLOTS_AT, Standing, Told};
+pub use synced::{Recorded, Synced};
 pub use unrecorded::Batch;
 use unrecorded::Unrecorded;
 
@@ -46,26 +48,6 @@ pub enum Verdict {
     MustValidate,
     /// Purged, or of another epoch.
     Dead,
-}
-
-/// Where the ledger stands when a fetch begins; stored with what it brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Synced {
-    /// The last purge up to which all are known.
-    pub to: PurgeNumber,
-    /// The ledger's epoch.
-    pub epoch: Epoch,
-    /// The last purge asked for in this process.
-    pub own: u64,
-}
-
-/// Up to which of this process' purges Redis has recorded them all, and the number of the last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recorded {
-    /// By this process' sequence.
-    pub upto: u64,
-    /// By the ledger's numbers.
-    pub number: PurgeNumber,
 }
 
 /// When each tag was last purged, as far as the slots tell it; forgets nothing, may take one tag for another.
@@ -159,13 +141,14 @@ impl Ledger {
     }
 
     /// Purges where there is no Redis: recorded at once.
-    pub fn purge_alone(&self, tags: &[Tag], kind: PurgeKind, now: Timestamp) -> PurgeNumber {
+    pub fn purge_alone(&self, tags: &[Tag], kind: PurgeKind, now: Timestamp) -> Head {
         let _unrecorded = self.unrecorded();
+        let Synced { to: PurgeNumber(before), epoch, .. } = self.synced();
         let above = self.newest.load(Ordering::Relaxed).max(self.floor.load(Ordering::Relaxed));
         let number = now.as_millis().saturating_mul(1000).max(above.saturating_add(1));
         self.raise(self.positions(tags, kind), number);
         self.complete_to(number);
-        PurgeNumber(number)
+        Head { epoch, before, number }
     }
 
     /// Purges in this process, to be recorded in Redis; returns its place in this process' sequence. With `shared`,
@@ -297,13 +280,13 @@ impl Ledger {
     }
 
     /// What was taken is recorded, and in the mirror.
-    fn settle(&self) {
+    fn settle(&self, last: Option<Head>) {
         let unrecorded = self.unrecorded();
         let upto = unrecorded.first().map_or_else(|| self.own_last.load(Ordering::Relaxed), |first| first - 1);
         self.own_recorded.store(upto, Ordering::Release);
         self.moved();
         drop(unrecorded);
-        self.recorded.send_replace(Recorded { upto, number: self.last() });
+        self.recorded.send_replace(Recorded { upto, number: self.last(), last });
     }
 
     /// Takes the epoch that Redis holds for the first time. What was stored under this process' own stays valid, as far

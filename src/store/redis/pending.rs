@@ -78,13 +78,15 @@ impl Pending {
                 Added::New
             }
             Entry::Occupied(mut occupied) => {
-                let change = occupied.get_mut();
-                let before = change.waiting.bytes();
-                change.waiting = waiting;
-                change.version += 1;
-                Added::Replaced(change.lane, before)
+                let (lane, before) = occupied.get_mut().replace(waiting);
+                Added::Replaced(lane, before)
             }
         }
+    }
+
+    /// Puts a deletion in place of the change of a key, where one waits; on which lane, and with how many bytes.
+    pub(super) fn unlink(&self, key: &CacheKey) -> Option<(usize, usize)> {
+        self.shard(key).get_mut(key).map(|change| change.replace(Waiting::Unlink))
     }
 
     /// The change of a key, to be written now.
@@ -143,6 +145,15 @@ impl Pending {
     }
 }
 
+impl Change {
+    /// Lets a later one take its place; the lane, and the bytes of the one before.
+    fn replace(&mut self, waiting: Waiting) -> (usize, usize) {
+        let before = std::mem::replace(&mut self.waiting, waiting);
+        self.version += 1;
+        (self.lane, before.bytes())
+    }
+}
+
 impl Waiting {
     /// What it keeps in memory.
     pub(super) fn bytes(&self) -> usize {
@@ -174,9 +185,11 @@ mod tests {
         assert_eq!(pending.put(KEY, KEY, 4, Waiting::Unlink), Added::Replaced(3, Waiting::Unlink.bytes()));
         assert!(!pending.settle(&KEY, &taken, true), "a newer change waits");
         assert!(matches!(pending.get(&KEY), Some(Waiting::Unlink)));
+        assert_eq!(pending.unlink(&KEY), Some((3, Waiting::Unlink.bytes())));
         let taken = pending.take_up(&KEY).unwrap();
         assert!(pending.settle(&KEY, &taken, true));
         assert_eq!((pending.count(), pending.get(&KEY).is_none()), (0, true));
+        assert_eq!(pending.unlink(&KEY), None);
     }
 
     fn marker() -> Waiting {

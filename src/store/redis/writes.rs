@@ -98,20 +98,23 @@ impl RedisTier {
         }
     }
 
-    /// Queues a change; false: there is no room, and Redis keeps what it has.
+    /// Queues a change; false: there is no room, and Redis keeps what it has. What waits for the key is outdated all the
+    /// same: a deletion takes its place, which needs no more room.
     pub(in crate::store) fn change(&self, worker: WorkerId, base: CacheKey, key: CacheKey, waiting: Waiting) -> bool {
         let lane = if worker.0 < self.control() { worker.0 } else { 0 };
-        if !self.lanes[lane].queue.has_room(&waiting) {
-            self.reports.drop_write();
-            // What waits for the key is outdated all the same.
-            if self.pending.get(&key).is_none() || matches!(waiting, Waiting::Unlink) {
-                return false;
-            }
-            self.enqueue(lane, base, key, Waiting::Unlink);
-            return false;
+        if self.lanes[lane].queue.has_room(&waiting) {
+            self.enqueue(lane, base, key, waiting);
+            return true;
         }
-        self.enqueue(lane, base, key, waiting);
-        true
+        let replaced = self.pending.unlink(&key);
+        if let Some((owner, before)) = replaced {
+            self.replaced(owner, before, Waiting::Unlink.bytes());
+        }
+        let is_queued = replaced.is_some() && matches!(waiting, Waiting::Unlink);
+        if !is_queued {
+            self.reports.drop_write();
+        }
+        is_queued
     }
 
     /// Waits until nothing waits, and no lock is held, at most `within`.
@@ -133,12 +136,15 @@ impl RedisTier {
                 // The receiver lives as long as the lane, or the process is ending.
                 let _ = queue.sender.send(key);
             }
-            Added::Replaced(owner, before) => {
-                let owner = &self.lanes[owner].queue;
-                owner.bytes.fetch_add(bytes, Ordering::Relaxed);
-                owner.bytes.fetch_sub(before, Ordering::Relaxed);
-            }
+            Added::Replaced(owner, before) => self.replaced(owner, before, bytes),
         }
+    }
+
+    /// What waited on a lane with `before` bytes has `bytes` now.
+    fn replaced(&self, owner: usize, before: usize, bytes: usize) {
+        let owner = &self.lanes[owner].queue;
+        owner.bytes.fetch_add(bytes, Ordering::Relaxed);
+        owner.bytes.fetch_sub(before, Ordering::Relaxed);
     }
 
     /// Writes the changes of a key until none is left.

@@ -234,3 +234,52 @@ async fn a_foreign_value_in_the_ledgers_place_is_replaced_and_another_size_is_re
     assert_eq!(stats(&other).ledger, "unknown");
     assert!(purge_url(&other, &ask("/a", &[]), SOON).await.acknowledged.is_err());
 }
+
+/// Purges `ask` for a response that nothing had purged at `valid_at`; whether that may be stored, and is then found.
+async fn outlives(world: &World, ask: &Ask, valid_at: Synced) -> bool {
+    let tags = [Tag::url(&ask.target)];
+    let (purged, stands) = world.store.purge_after(valid_at, &tags, PurgeKind::Hard, world.now, SOON).await;
+    assert_eq!(purged.acknowledged, Ok(()));
+    let Some(Synced { to, epoch, own }) = stands else { return false };
+    let mut response = world.response(&[], "its own");
+    response.provenance = Provenance { synced_to: to, epoch, own, tags: Box::default() };
+    world.put(ask, response);
+    !is_purged(world, ask)
+}
+
+#[tokio::test]
+async fn what_a_purge_brings_outlives_it_if_nothing_else_was_purged() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let [one, other] = two(&server, &a).await;
+    let level = async || {
+        let number = header(&server).1;
+        until("the same ledger", || [&one, &other].iter().all(|world| world.store.synced().to.0 == number)).await;
+        one.store.synced()
+    };
+    level().await;
+    assert!(outlives(&one, &a, one.store.synced()).await);
+    flush(&one).await;
+    check(&other, &a, Ok(("its own", Tier::Redis))).await;
+    let before = level().await;
+    purge_url(&other, &ask("/b", &[]), SOON).await;
+    assert!(!outlives(&one, &a, before).await, "another process purged meanwhile");
+    let before = level().await;
+    purge_url(&one, &ask("/b", &[]), SOON).await;
+    assert!(!outlives(&one, &a, before).await, "this process purged meanwhile");
+    let before = level().await;
+    tokio::join!(outlives(&one, &a, before), purge_url(&one, &a, SOON));
+    assert!(is_purged(&one, &a), "a purge at the same time is obeyed");
+    let before = level().await;
+    assert!(outlives(&one, &a, before).await);
+    purge_url(&other, &a, SOON).await;
+    until("a later purge", || is_purged(&one, &a)).await;
+}
+
+#[tokio::test]
+async fn what_a_purge_brings_outlives_it_without_redis_too() {
+    let (world, a) = (World::new(&config(8 << 20)), ask("/a", &[]));
+    let before = world.store.synced();
+    assert!(outlives(&world, &a, before).await);
+    assert!(!outlives(&world, &a, before).await, "the first came between");
+    assert!(is_purged(&world, &a));
+}

@@ -71,3 +71,66 @@ async fn a_flood_of_messages_hides_no_purge() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_frozen_redis_costs_a_few_lookups_their_timeout_and_is_used_again_within_a_second() {
+    let server = Server::start(&[]);
+    let mut config = redis_config(format!("redis://127.0.0.1:{}", server.port));
+    config.timeout = Duration::from_millis(50);
+    let world = attached(0, config);
+    until("connecting", || stats(&world).state == "up").await;
+    let ask = ask("/a", &[]);
+    world.put(&ask, world.response(&[], "a"));
+    flush(&world).await;
+    server.signal("STOP");
+    for _ in 0..200 {
+        check(&world, &ask, Err(Missing::Unavailable)).await;
+    }
+    // Five, and what was in flight: the look at the epoch, on the control lane.
+    let timeouts = stats(&world).timeouts;
+    assert!((5..=7).contains(&timeouts), "{timeouts} commands paid the timeout");
+    assert_eq!((stats(&world).state, stats(&world).breaker == "closed"), ("down", false));
+    server.signal("CONT");
+    let begun = std::time::Instant::now();
+    let found = async {
+        while matches!(world.get(&ask).await, Lookup::Missing(_)) {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), found).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_killed_redis_is_used_again_when_it_is_back() {
+    let server = Server::start(&[]);
+    let port = server.port;
+    let world = connected(&server, 0).await;
+    drop(server);
+    let ask = ask("/a", &[]);
+    for _ in 0..20 {
+        check(&world, &ask, Err(Missing::Unavailable)).await;
+    }
+    until("the breaker's opening", || stats(&world).state == "down").await;
+    let server = Server::start_on(port, &[]);
+    until("recovery", || stats(&world).state == "up" && stats(&world).breaker == "closed").await;
+    world.put(&ask, world.response(&[], "a"));
+    flush(&world).await;
+    assert_eq!(server.keys().len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_redis_is_read_and_not_written_to() {
+    let server = Server::start(&[]);
+    let world = connected(&server, 0).await;
+    let (held, refused) = (ask("/a", &[]), ask("/b", &[]));
+    world.put(&held, world.response(&[], "a"));
+    flush(&world).await;
+    server.command("CONFIG SET maxmemory 1");
+    world.put(&refused, world.response(&[], "b"));
+    flush(&world).await;
+    assert_eq!(stats(&world).dropped_writes, 1);
+    check(&world, &held, Ok(("a", Tier::Redis))).await;
+    check(&world, &refused, Err(Missing::Key)).await;
+    assert_eq!(stats(&world).breaker, "closed");
+}
