@@ -29,6 +29,12 @@ pub(super) struct Absent {
     variant: Option<Address>,
 }
 
+/// What this process held under a key, and how much it had removed, before Redis was asked for it.
+struct Before {
+    removals: u64,
+    held: Option<Slot>,
+}
+
 impl Store {
     /// Looks into memory and what waits to be written.
     pub(super) fn find_local(&self, query: &Query<'_>) -> Result<Found, Absent> {
@@ -109,25 +115,29 @@ impl Store {
         absent: Absent,
     ) -> Result<Found, Missing> {
         let removals = self.removals.load(Ordering::Acquire);
+        let before = |key: &CacheKey| Before { removals, held: self.memory.get(key) };
         let base = query.address;
-        if let Some(variant) = &absent.variant
-            && let Some(Record::Response { response, .. }) = redis.read(worker, &base.key, variant).await?
-        {
-            return self.admit(variant, response, removals, query);
+        if let Some(variant) = &absent.variant {
+            let before = before(&variant.key);
+            if let Some(Record::Response { response, .. }) = redis.read(worker, &base.key, variant).await? {
+                return self.admit(variant, response, &before, query);
+            }
         }
+        let before_base = before(&base.key);
         // Another process may have replaced the marker known here.
         let marker = match redis.read(worker, &base.key, base).await? {
             None => return Err(absent.why),
-            Some(Record::Response { response, .. }) => return self.admit(base, response, removals, query),
-            Some(Record::Marker(marker)) => self.learn(base, marker, removals),
+            Some(Record::Response { response, .. }) => return self.admit(base, response, &before_base, query),
+            Some(Record::Marker(marker)) => self.learn(base, marker, &before_base),
         };
         let names = selecting(query, &marker);
         let variant = base.variant(query.request, &names);
         if absent.variant.is_some_and(|tried| tried.key == variant.key) {
             return Err(absent.why);
         }
+        let before = before(&variant.key);
         match redis.read(worker, &base.key, &variant).await? {
-            Some(Record::Response { response, .. }) => self.admit(&variant, response, removals, query),
+            Some(Record::Response { response, .. }) => self.admit(&variant, response, &before, query),
             Some(Record::Marker(_)) | None => Err(Missing::Variant(names)),
         }
     }
@@ -177,7 +187,7 @@ impl Store {
         &self,
         address: &Address,
         mut response: Box<StoredResponse>,
-        removals: u64,
+        before: &Before,
         query: &Query<'_>,
     ) -> Result<Found, Missing> {
         let latest = query.now.plus(CLOCK_SKEW_MAX).as_millis().saturating_mul(1000);
@@ -197,14 +207,14 @@ impl Store {
             Verdict::MustValidate => true,
             Verdict::Dead => return Err(Missing::Purged),
         };
-        if into_memory && self.may_admit(address, removals, held.response.response_time) {
-            self.memory.put(address.key, Slot::Response(Arc::clone(&held)));
+        if into_memory {
+            self.put_over(address, before, Slot::Response(Arc::clone(&held)));
         }
         Ok(found(&held, Tier::Redis, must_validate))
     }
 
     /// Takes a marker that Redis held, with the variants that were known here.
-    fn learn(&self, base: &Address, mut marker: Marker, removals: u64) -> Arc<Marker> {
+    fn learn(&self, base: &Address, mut marker: Marker, before: &Before) -> Arc<Marker> {
         let _change = self.marker_lock(&base.key);
         if let Some(Slot::Marker(known)) = self.memory.get(&base.key)
             && known.names == marker.names
@@ -212,21 +222,18 @@ impl Store {
             marker.variants.extend(known.variants.iter().map(|(key, until)| (*key, *until)));
         }
         let marker = Arc::new(marker);
-        if self.may_admit(base, removals, Timestamp::default()) {
-            self.memory.put(base.key, Slot::Marker(Arc::clone(&marker)));
-        }
+        self.put_over(base, before, Slot::Marker(Arc::clone(&marker)));
         marker
     }
 
-    /// Whether what Redis held may enter memory: nothing was removed meanwhile, nothing newer came.
-    fn may_admit(&self, address: &Address, removals: u64, response_time: Timestamp) -> bool {
-        let is_newer = |slot: &Slot| match slot {
-            Slot::Response(held) => held.response.response_time > response_time,
-            Slot::Marker(_) => false,
-        };
-        self.removals.load(Ordering::Acquire) == removals
-            && self.redis.as_ref().is_none_or(|redis| redis.waiting(&address.key).is_none())
-            && !self.memory.get(&address.key).is_some_and(|slot| is_newer(&slot))
+    /// Lets what Redis held into memory, unless something was removed since it was asked, or the key has changed: then it
+    /// may be older than that. Whoever changes a key makes the change wait for Redis, or counts the removal, before
+    /// memory is changed.
+    fn put_over(&self, address: &Address, before: &Before, slot: Slot) {
+        self.memory.put_over(&address.key, before.held.as_ref(), slot, || {
+            self.removals.load(Ordering::Acquire) == before.removals
+                && self.redis.as_ref().is_none_or(|redis| redis.waiting(&address.key).is_none())
+        });
     }
 }
 

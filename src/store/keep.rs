@@ -46,11 +46,11 @@ impl Store {
 
     /// Puts a value into both tiers, where each takes it.
     pub(super) fn keep(&self, worker: WorkerId, base: &Address, key: CacheKey, slot: Slot) -> Put {
-        let in_memory = self.memory.put(key, slot.clone());
-        let in_redis = self
-            .redis
-            .as_ref()
-            .is_some_and(|redis| redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot)));
+        // Memory last: what a lookup that began before puts there in between is replaced.
+        let in_redis = self.redis.as_ref().is_some_and(|redis| {
+            redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot.clone()))
+        });
+        let in_memory = self.memory.put(key, slot);
         if in_memory || in_redis { Put::Stored } else { Put::NoRoom }
     }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter, Weighter};
 
 use super::slot::Slot;
@@ -110,6 +111,37 @@ impl Memory {
             self.insert(key, slot);
         }
         true
+    }
+
+    /// Holds it where the key still holds what was `seen` and `may` agrees, which is asked when no other change of the key
+    /// can come between any more: one that does leaves nothing of this.
+    pub fn put_over(&self, key: &CacheKey, seen: Option<&Slot>, slot: Slot, may: impl Fn() -> bool) {
+        if !self.admits(&slot) {
+            return;
+        }
+        let decide = |_: &CacheKey, held: &mut Slot| {
+            if seen.is_some_and(|seen| held.is(seen)) && may() {
+                EntryAction::ReplaceWithGuard
+            } else {
+                EntryAction::Retain(())
+            }
+        };
+        let place = match self.slots.entry(key, Some(Duration::ZERO), decide) {
+            EntryResult::Replaced(place, left) => {
+                self.counts.gone(&left);
+                place
+            }
+            EntryResult::Vacant(place) if seen.is_none() && may() => place,
+            // Another lookup is about to put what it found, or the key has changed.
+            EntryResult::Vacant(_) | EntryResult::Retained(()) | EntryResult::Removed(..) | EntryResult::Timeout => {
+                return;
+            }
+        };
+        self.counts.came(&slot);
+        // A change of the key since takes the place away.
+        if let Err(slot) = place.insert(slot) {
+            self.counts.gone(&slot);
+        }
     }
 
     /// Forgets what a key holds.
@@ -234,8 +266,6 @@ impl Lifecycle<CacheKey, Slot> for Counted {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
 
@@ -319,6 +349,37 @@ mod tests {
         (0..100).for_each(|n| assert!(memory.put(key(n), slot(n, 100_000))));
         assert_eq!(memory.evictions() + memory.objects(), 100);
         assert!(memory.objects() >= 9);
+    }
+
+    #[test]
+    fn what_is_put_over_must_be_there_still() {
+        let memory = Memory::new(1 << 20, None);
+        let (older, newer) = (slot(1, 10), slot(1, 20));
+        let check = |seen: Option<&Slot>, slot: &Slot, may: &dyn Fn() -> bool, expected: Option<&Slot>| {
+            memory.put_over(&key(1), seen, slot.clone(), may);
+            let held = memory.get(&key(1));
+            match (&held, expected) {
+                (Some(held), Some(expected)) => assert!(held.is(expected)),
+                (held, expected) => assert!(held.is_none() && expected.is_none()),
+            }
+            assert_eq!(memory.objects(), u64::from(held.is_some()));
+        };
+        check(None, &older, &|| false, None);
+        check(Some(&newer), &older, &|| true, None);
+        check(None, &older, &|| true, Some(&older));
+        check(None, &newer, &|| true, Some(&older));
+        check(Some(&older), &newer, &|| false, Some(&older));
+        check(Some(&older), &newer, &|| true, Some(&newer));
+        memory.remove(&key(1));
+        // Changes that come between the question and the answer.
+        let put = || memory.put(key(1), newer.clone());
+        check(None, &older, &put, Some(&newer));
+        memory.remove(&key(1));
+        let removed = || {
+            memory.remove(&key(1));
+            true
+        };
+        check(None, &older, &removed, None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! With a real Redis.
 
+use futures_util::FutureExt;
+
 use super::server::Server;
 use super::*;
 use crate::store::ledger::PurgeKind;
@@ -106,6 +108,22 @@ async fn a_marker_replaced_by_another_process_is_seen() {
     one.put(&en, one.response(&[], "for all"));
     flush(&one).await;
     check(&other, &de, Ok(("for all", Tier::Redis))).await;
+}
+
+#[tokio::test]
+async fn what_is_put_while_redis_answers_is_not_replaced_by_what_it_held() {
+    let server = Server::start(&[]);
+    let (one, other) = (connected(&server, 8 << 20).await, connected(&server, 8 << 20).await);
+    let ask = ask("/a", &[("accept-language", "en")]);
+    one.put(&ask, one.response(&[], "before"));
+    flush(&one).await;
+    let mut lookup = std::pin::pin!(other.get(&ask));
+    assert!(lookup.as_mut().now_or_never().is_none());
+    until("redis to answer", || server.command("INFO commandstats").unwrap().contains("cmdstat_get:")).await;
+    other.put(&ask, other.response(&["accept-language"], "after"));
+    flush(&other).await;
+    assert_eq!(outcome(&lookup.await), Ok(("before", Tier::Redis, false)));
+    check(&other, &ask, Ok(("after", Tier::Memory))).await;
 }
 
 #[tokio::test]
