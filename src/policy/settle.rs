@@ -210,7 +210,7 @@ pub fn storable_for_get(exchange: &Exchange<'_>, target: &Uri, rules: &Rules) ->
 }
 
 /// RFC 5861 §4: the statuses that count as an error of the upstream.
-fn is_failure(status: StatusCode) -> bool {
+pub fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 

@@ -156,7 +156,7 @@ impl Fetch {
             Settlement::FreshenOnce(freshened, reason) => self.serve_once(freshened, reason, status),
             Settlement::Combine(part) => self.combine(*part, stored, status, body).await,
             Settlement::UseStale(stale) => {
-                self.publish(News::NotShared);
+                self.publish(News::Unwell);
                 self.report(Fetched::Stale(stale), Some(status));
             }
             Settlement::Refetch => Box::pin(self.refetch()).await,
@@ -342,14 +342,13 @@ impl Fetch {
 
     fn pass(&mut self, response: Response<ResponseBody>, reason: NotStored) {
         let status = response.status();
-        // Errors never set hit-for-miss: the next request may find the upstream well again.
-        if reason.is_of_resource() && !status.is_server_error() {
+        if reason.is_of_resource() && !is_of_moment(status) {
             self.remember_uncacheable();
         }
         if self.background {
             self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, false);
         }
-        self.publish(News::NotShared);
+        self.publish(if settle::is_failure(status) { News::Unwell } else { News::NotShared });
         self.report(Fetched::Pass(Box::new(response), reason), Some(status));
     }
 
@@ -379,6 +378,13 @@ impl Fetch {
             let _ = client.send(Report { fetched, status, upstream: self.begun.elapsed() });
         }
     }
+}
+
+/// Whether a status tells of the upstream's health or of this one request: the next may be answered otherwise, so it
+/// never sets hit-for-miss.
+fn is_of_moment(status: StatusCode) -> bool {
+    let of_request = [400, 408, 413, 414, 417, 425, 429, 431];
+    status.is_server_error() || of_request.contains(&status.as_u16())
 }
 
 /// How the end of the content is known (RFC 9112 §6.3).

@@ -73,6 +73,8 @@ pub enum News {
     Streaming(Arc<Fill>),
     /// The answer is the leader's alone: fetch for yourself.
     NotShared,
+    /// The upstream answered with an error: use what you have in its place, where that may be; else fetch for yourself.
+    Unwell,
     /// The upstream could not be reached or broke off.
     Failed(UpstreamError),
 }

@@ -152,6 +152,7 @@ impl Proxy {
                 Step::AgainBehindAnother => collapsed = Some(why),
                 Step::Fetch(lead) => return looked_up.fetch(&ask, stored, why, lead).await,
                 Step::Stream(fill) => return serve::stream(fill, why),
+                Step::Stale(stored) => return serve::stale_on_error(&ask, &stored),
                 Step::Failed(error) => return serve::stale_or_failed(&ask, looked_up.stored(), why, error),
             }
         }

@@ -52,6 +52,14 @@ impl LookedUp {
         }
     }
 
+    /// Whether the key is remembered as uncacheable.
+    pub const fn is_uncacheable(&self) -> bool {
+        match &self.0 {
+            Lookup::Found(found) => found.uncacheable,
+            Lookup::Missing(missing) => matches!(missing, Missing::Uncacheable),
+        }
+    }
+
     /// Why nothing is.
     pub const fn missing(&self) -> Option<&Missing> {
         match &self.0 {
@@ -211,7 +219,8 @@ fn streamed(fill: &Fill, fields: HeaderMap, content: Content, cache_status: Cach
     Answer { head, content, cache_status, upstream: None }
 }
 
-fn stale_on_error(ask: &Ask, stored: &StoredResponse) -> Answer {
+/// The answer from what is stored, in place of the upstream's error.
+pub fn stale_on_error(ask: &Ask, stored: &StoredResponse) -> Answer {
     let now = ask.now();
     let outcome = Outcome::StaleOnError { ttl: ttl(stored, now) };
     from_stored(ask, stored, now, CacheStatus { outcome, detail: Some(Detail::StaleIfError) })

@@ -13,9 +13,10 @@ use super::fill::{Fill, News};
 use super::serve::LookedUp;
 use crate::clock::Timestamp;
 use crate::collapse::{Follower, Lease, Turn, Wait};
+use crate::fields::cache_control::CacheControl;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
-use crate::policy::reuse::{Decision, Why, decide};
+use crate::policy::reuse::{Decision, Why, decide, usable_on_error};
 use crate::route::Collapse;
 use crate::store::{Guard, Lookup, Missing, Query};
 use crate::stored::StoredResponse;
@@ -43,6 +44,8 @@ pub enum Step {
     AgainBehindAnother,
     /// Read along with the leader.
     Stream(Arc<Fill>),
+    /// The leader was answered with an error, in whose place this may be used.
+    Stale(Arc<StoredResponse>),
     /// The leader's fetch failed, and so would this one.
     Failed(UpstreamError),
 }
@@ -61,7 +64,7 @@ impl Lead {
 
     /// Tells those who wait. Other processes hear only that there is nothing to be shared.
     pub fn publish(&self, news: News) {
-        if let (News::NotShared | News::Failed(_), Some(lock)) = (&news, &self.lock) {
+        if let (News::NotShared | News::Unwell | News::Failed(_), Some(lock)) = (&news, &self.lock) {
             lock.not_shared();
         }
         self.lease.publish(news);
@@ -88,10 +91,9 @@ impl Share {
 
     /// Leads, follows, or goes alone.
     pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
-        let is_uncacheable = matches!(looked_up.missing(), Some(Missing::Uncacheable));
         // What was fetched since this request came and still must be validated would be so again after each wait.
         let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
-        let is_spent = is_uncacheable || is_unshareable || self.waits >= WAITS_MAX;
+        let is_spent = looked_up.is_uncacheable() || is_unshareable || self.waits >= WAITS_MAX;
         if is_spent || ask.caching().collapse == Collapse::Off || !is_shareable(ask) {
             return Step::Fetch(None);
         }
@@ -104,7 +106,7 @@ impl Share {
                 Step::Again
             }
             Turn::Lead(lease) => self.lead(ask, stored, lease).await,
-            Turn::Follow(follower) => self.follow(ask, follower).await,
+            Turn::Follow(follower) => self.follow(ask, follower, looked_up.stored()).await,
         }
     }
 
@@ -132,9 +134,18 @@ impl Share {
         }
     }
 
-    async fn follow(&mut self, ask: &Arc<Ask>, mut follower: Follower<News>) -> Step {
+    async fn follow(
+        &mut self,
+        ask: &Arc<Ask>,
+        mut follower: Follower<News>,
+        stored: Option<&Arc<StoredResponse>>,
+    ) -> Step {
         self.waits += 1;
         match follower.wait(self.deadline).await {
+            Wait::News(News::Unwell) => match stored.filter(|stored| usable_on_error(&ask.parts, stored, ask.now())) {
+                Some(stored) => Step::Stale(Arc::clone(stored)),
+                None => Step::Fetch(None),
+            },
             Wait::News(News::Streaming(fill)) => self.read_along(ask, fill),
             Wait::News(News::Failed(error)) => Step::Failed(error),
             Wait::News(News::NotShared) | Wait::TimedOut => Step::Fetch(None),
@@ -194,7 +205,8 @@ fn is_stored_meanwhile(ask: &Ask, stored: Option<&Arc<StoredResponse>>) -> bool 
     }
 }
 
-/// A part, or a head without content, answers few of those who wait.
+/// A part, or a head without content, answers few of those who wait; what a client lets nobody store, nobody else.
 fn is_shareable(ask: &Ask) -> bool {
-    ask.parts.method != Method::HEAD && !ask.parts.headers.contains_key(RANGE)
+    let fields = &ask.parts.headers;
+    ask.parts.method != Method::HEAD && !fields.contains_key(RANGE) && !CacheControl::of_request(fields).no_store
 }

@@ -39,15 +39,14 @@ impl Store {
     /// Looks into memory and what waits to be written.
     pub(super) fn find_local(&self, query: &Query<'_>) -> Result<Found, Absent> {
         let found = self.select_local(query);
-        let key = &query.address.key;
-        match &found {
-            Ok(found) if found.response.is_fresh(query.now) => {}
-            Ok(_) | Err(_) if self.uncacheable.holds(key, query.now) => {
-                return Err(Absent { why: Missing::Uncacheable, ask_redis: false, variant: None });
+        let is_uncacheable = || self.uncacheable.holds(&query.address.key, query.now);
+        match found {
+            Ok(found) if !found.response.is_fresh(query.now) && is_uncacheable() => {
+                Ok(Found { uncacheable: true, ..found })
             }
-            Ok(_) | Err(_) => {}
+            Err(_) if is_uncacheable() => Err(Absent { why: Missing::Uncacheable, ask_redis: false, variant: None }),
+            found => found,
         }
-        found
     }
 
     fn select_local(&self, query: &Query<'_>) -> Result<Found, Absent> {
@@ -248,5 +247,5 @@ pub(super) fn selecting(query: &Query<'_>, marker: &Marker) -> Arc<[HeaderName]>
 }
 
 fn found(held: &Held, tier: Tier, must_validate: bool) -> Found {
-    Found { response: Arc::clone(&held.response), tier, must_validate }
+    Found { response: Arc::clone(&held.response), tier, must_validate, uncacheable: false }
 }

@@ -81,6 +81,8 @@ pub struct Found {
     pub tier: Tier,
     /// Softly purged: to be validated before use, still good for stale-if-error.
     pub must_validate: bool,
+    /// The key is remembered as uncacheable: whoever asks for it fetches for itself.
+    pub uncacheable: bool,
 }
 
 /// Which tier answered.
@@ -101,7 +103,7 @@ pub enum Missing {
     Variant(Arc<[HeaderName]>),
     /// What was stored has been purged.
     Purged,
-    /// The key is remembered as uncacheable until then (hit-for-miss).
+    /// The key is remembered as uncacheable for now (hit-for-miss).
     Uncacheable,
     /// Redis did not answer in time, refused, or its breaker is open.
     Unavailable,

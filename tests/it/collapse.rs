@@ -91,3 +91,61 @@ async fn a_failed_fetch_fails_all_that_waited_with_one_request() {
     assert!(answers.iter().all(|answer| answer.status == 504), "{answers:?}");
     assert_eq!(origin.count("/dead"), 1);
 }
+
+#[tokio::test]
+async fn a_client_that_lets_nobody_store_does_not_lead() {
+    let origin = slow_origin(&[("cache-control", "max-age=60")]);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/cold"));
+    let alone =
+        async { client.get(&url).header("cache-control", "no-store").send().await.unwrap().text().await.unwrap() };
+    let herd = async {
+        while origin.count("/cold") == 0 {
+            tokio::task::yield_now().await;
+        }
+        join_all((0..30).map(|_| get(&client, &url))).await
+    };
+    let (_, answers) = tokio::join!(alone, herd);
+    assert!(answers.iter().all(|answer| answer.body == "1 "), "{answers:?}");
+    assert_eq!(origin.count("/cold"), 2, "its own, and one for all the others");
+}
+
+#[tokio::test]
+async fn an_error_in_whose_place_something_stale_may_be_used_answers_all_who_wait() {
+    let origin = Origin::start(|seen| async move {
+        // This is the upstream's slowness itself.
+        tokio::time::sleep(SLOW).await;
+        let fields = [("cache-control", "max-age=60, stale-if-error=600")];
+        if seen.nth == 0 { reply(200, &fields, "good") } else { reply(503, &[], "bad") }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/a"));
+    get(&client, &url).await;
+    proxy.clock.advance(Duration::from_secs(61));
+    let answers = join_all((0..30).map(|_| get(&client, &url))).await;
+    assert!(answers.iter().all(|answer| answer.body == "good"), "{answers:?}");
+    assert_eq!(origin.count("/a"), 2);
+}
+
+#[tokio::test]
+async fn an_answer_to_one_request_hides_from_nobody_what_is_stored() {
+    let origin = Origin::start(|seen| async move {
+        let fields = [("cache-control", "max-age=60, stale-if-error=600")];
+        match seen.nth {
+            0 => reply(200, &fields, "good"),
+            _ if seen.fields.contains_key("x-large") => reply(431, &[], "too large"),
+            _ if seen.fields.contains_key("x-private") => reply(200, &[("cache-control", "private")], "private"),
+            _ => reply(503, &[], "bad"),
+        }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let (client, url) = (client(), proxy.url("/a"));
+    get(&client, &url).await;
+    proxy.clock.advance(Duration::from_secs(61));
+    for field in ["x-large", "x-private"] {
+        let own = client.get(&url).header(field, "1").send().await.unwrap();
+        assert_ne!(own.text().await.unwrap(), "good", "{field}");
+        let answer = get(&client, &url).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "after {field}: {answer:?}");
+    }
+}

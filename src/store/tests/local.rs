@@ -125,19 +125,22 @@ async fn what_is_softly_purged_is_found_to_be_validated() {
 }
 
 #[test]
-fn an_uncacheable_key_is_told_unless_something_fresh_is_stored() {
+fn an_uncacheable_key_is_told_beside_what_is_stored_and_is_stale() {
     let mut world = world();
     let ask = ask("/a", &[]);
     world.store.put_uncacheable(&ask.address, world.now, Duration::from_secs(100));
     check(&world, &ask, Err(Missing::Uncacheable));
     world.put(&ask, world.response(&[], "a"));
-    check(&world, &ask, Ok("a"));
     world.store.put_uncacheable(&ask.address, world.now, Duration::from_secs(100));
-    check(&world, &ask, Ok("a"));
+    let check = |world: &World, expected: bool| match world.local(&ask) {
+        Lookup::Found(found) => assert_eq!((&found.response.body[..], found.uncacheable), (&b"a"[..], expected)),
+        Lookup::Missing(why) => panic!("{why:?}"),
+    };
+    check(&world, false);
     world.now = world.now.plus(Duration::from_secs(60));
-    check(&world, &ask, Err(Missing::Uncacheable));
+    check(&world, true);
     world.now = world.now.plus(Duration::from_secs(40));
-    check(&world, &ask, Ok("a"));
+    check(&world, false);
 }
 
 #[test]
