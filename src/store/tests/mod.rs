@@ -1,6 +1,7 @@
 //! The store as the proxy uses it.
 
 mod local;
+mod overtaken;
 mod purges;
 mod redis;
 mod server;
