@@ -3,6 +3,7 @@
 mod compression;
 mod local;
 mod lock;
+mod overtaken;
 mod purges;
 mod redis;
 mod server;
