@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_rustls::TlsAcceptor;
 
@@ -19,6 +19,13 @@ use crate::telemetry::events::Event;
 const BACKLOG: i32 = 1024;
 /// How long accepting pauses when the process is out of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A client that is gone without a word, behind an upgraded connection that nobody writes to, is found in a minute and a
+/// half: it would hold its place for ever.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// A bound listener.
 pub struct Listener {
@@ -54,6 +61,8 @@ pub type Door = UnboundedSender<Accepted>;
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    // What is accepted inherits it.
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
     socket.bind(&address.into()).map_err(|error| named(address, &error))?;
     socket.listen(BACKLOG).map_err(|error| named(address, &error))?;
     socket.set_nonblocking(true)?;
@@ -115,4 +124,22 @@ fn prepare(stream: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
 fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_is_asked_whether_it_is_still_there() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.keepalive_time().unwrap(), Duration::from_secs(60));
+    }
 }

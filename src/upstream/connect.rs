@@ -24,6 +24,10 @@ use super::outgoing::OutgoingBody;
 const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections that one worker keeps to one server.
 const POOL_IDLE_MAX: usize = 256;
+/// When a connection that is silent is asked whether it is still there, how often then, and how many times.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
 /// Bytes of a response head, and of the read buffer. hyper bounds the number of fields at 100.
 const HEAD_MAX: usize = 128 * 1024;
 /// What a response may fill before its reader takes it; bounds the memory that slow readers hold.
@@ -107,6 +111,10 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        // An upstream that is gone without a word, behind an upgraded connection that nobody writes to, is found.
+        tcp.set_keepalive(Some(KEEPALIVE_TIME));
+        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         // Shared out over a name's addresses, so that one that swallows packets leaves time for the next.
         tcp.set_connect_timeout(Some(timeout));
         Self { tcp, server, tls, timeout }
