@@ -226,10 +226,11 @@ impl Fetch {
         }
         self.report(Fetched::Fill(Arc::clone(&fill)), Some(status));
         match fill.receive(body, room, self.ask.caching().max_object).await {
-            Received::Whole(whole, last) => {
+            Received::Whole(whole, room) => {
                 let stored = Arc::new(StoredResponse { body: whole, ..(*fill.head).clone() });
                 self.put(&stored);
-                fill.complete(last, stored);
+                let is_counted = self.ask.proxy.shared.store.memory_admits(stored.body.len());
+                fill.complete(stored, Some(room).filter(|_| !is_counted));
             }
             Received::Broken => {
                 self.publish(News::Failed(UpstreamError::Protocol));

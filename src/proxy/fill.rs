@@ -104,7 +104,8 @@ struct State {
 #[derive(Debug)]
 enum End {
     Open,
-    Complete(Arc<StoredResponse>),
+    /// Readers go on from what is stored. The room stays taken where the memory tier does not count it.
+    Complete(Arc<StoredResponse>, #[allow(dead_code, reason = "given back with the last reader")] Option<Room>),
     Broken,
     /// Too large to be stored: the rest is read by the leader's own client, at its own pace.
     HandedOver(Option<Box<ResponseBody>>),
@@ -113,8 +114,8 @@ enum End {
 /// How receiving ended.
 #[derive(Debug)]
 pub enum Received {
-    /// The whole body, in storage of its own, and the chunk that the readers do not have yet.
-    Whole(Bytes, Option<Bytes>),
+    /// The whole body, in storage of its own, with its room.
+    Whole(Bytes, Room),
     /// It broke off.
     Broken,
     /// It passed a bound; what was received and the rest belong to the leader's client now.
@@ -169,14 +170,14 @@ impl Fill {
                 self.push(chunk);
             }
         }
-        Received::Whole(self.joined(held.as_ref(), total), held)
+        Received::Whole(self.joined(held.as_ref(), total), room)
     }
 
-    /// Lets the readers have the rest: the response is stored.
-    pub fn complete(&self, last: Option<Bytes>, stored: Arc<StoredResponse>) {
+    /// Lets the readers have the rest out of what is stored. `room` stays taken until the last of them is done.
+    pub fn complete(&self, stored: Arc<StoredResponse>, room: Option<Room>) {
         self.change(|state| {
-            state.chunks.extend(last);
-            state.end = End::Complete(stored);
+            state.chunks = Vec::new();
+            state.end = End::Complete(stored, room);
         });
     }
 
@@ -190,7 +191,7 @@ impl Fill {
         std::future::poll_fn(|context| {
             let mut state = self.state();
             match &state.end {
-                End::Complete(stored) => Poll::Ready(Some(Arc::clone(stored))),
+                End::Complete(stored, _) => Poll::Ready(Some(Arc::clone(stored))),
                 End::Broken | End::HandedOver(_) => Poll::Ready(None),
                 End::Open => state.wait(context),
             }
@@ -246,6 +247,8 @@ impl State {
 pub struct FillReader {
     fill: Arc<Fill>,
     next: usize,
+    /// Bytes read so far.
+    read: usize,
     remaining: Option<u64>,
     source: Source,
 }
@@ -264,13 +267,13 @@ impl FillReader {
     /// For the leader's own client.
     pub fn leader(fill: Arc<Fill>) -> Self {
         let remaining = fill.length;
-        Self { fill, next: 0, remaining, source: Source::ChunksThenRest }
+        Self { fill, next: 0, read: 0, remaining, source: Source::ChunksThenRest }
     }
 
     /// For a client that follows.
     pub fn follower(fill: Arc<Fill>) -> Self {
         let remaining = fill.length;
-        Self { fill, next: 0, remaining, source: Source::Chunks }
+        Self { fill, next: 0, read: 0, remaining, source: Source::Chunks }
     }
 
     /// Bytes still to come, where the length is known.
@@ -283,15 +286,21 @@ impl FillReader {
         if let Source::Rest(rest) = &mut self.source {
             return Pin::new(rest.as_mut()).poll_frame(context).map_err(BodyError::from);
         }
-        let mut state = self.fill.state();
-        if let Some(chunk) = state.chunks.get(self.next) {
+        let fill = Arc::clone(&self.fill);
+        let mut state = fill.state();
+        let chunk = match &state.end {
+            End::Complete(stored, _) => Some(stored.body.slice(self.read..)).filter(|rest| !rest.is_empty()),
+            End::Open | End::Broken | End::HandedOver(_) => state.chunks.get(self.next).cloned(),
+        };
+        if let Some(chunk) = chunk {
             self.next += 1;
+            self.read += chunk.len();
             self.remaining = self.remaining.map(|left| left.saturating_sub(chunk.len() as u64));
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         let rest = match &mut state.end {
             End::Open => return state.wait(context),
-            End::Complete(_) => return Poll::Ready(None),
+            End::Complete(..) => return Poll::Ready(None),
             End::Broken => return Poll::Ready(Some(Err(BodyError::Truncated))),
             End::HandedOver(rest) if matches!(self.source, Source::ChunksThenRest) => rest.take(),
             End::HandedOver(_) => None,
@@ -300,5 +309,65 @@ impl FillReader {
         let Some(rest) = rest else { return Poll::Ready(Some(Err(BodyError::Truncated))) };
         self.source = Source::Rest(rest);
         self.poll(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::fields::vary::SelectingFields;
+    use crate::stored::{Freshness, Provenance, StaleUse};
+
+    fn response(body: &'static [u8]) -> Arc<StoredResponse> {
+        let freshness = Freshness {
+            lifetime: Duration::from_secs(60),
+            initial_age: Duration::ZERO,
+            stale_use: StaleUse::Never,
+            keep: Duration::ZERO,
+        };
+        Arc::new(StoredResponse {
+            status: StatusCode::OK,
+            fields: HeaderMap::new(),
+            request_time: Timestamp::default(),
+            response_time: Timestamp::default(),
+            freshness,
+            selecting: SelectingFields::Names(Box::default()),
+            part: None,
+            provenance: Provenance::default(),
+            body: Bytes::from_static(body),
+        })
+    }
+
+    fn read(reader: &mut FillReader) -> Option<Bytes> {
+        match reader.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            Poll::Ready(None) => Some(Bytes::new()),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn readers_go_on_from_what_is_stored_and_hold_nothing_else() {
+        let filling = Arc::new(Filling::new(100));
+        let room = filling.reserve(10).unwrap();
+        let fill = Arc::new(Fill::new(response(b""), HeaderMap::new(), Some(10), CacheKey::from_bytes([0; 32])));
+        let (mut early, mut late) = (FillReader::leader(Arc::clone(&fill)), FillReader::follower(Arc::clone(&fill)));
+        fill.push(Bytes::from_static(b"0123"));
+        fill.push(Bytes::from_static(b"45"));
+        assert_eq!(read(&mut early).unwrap(), "0123");
+        let stored = response(b"0123456789");
+        fill.complete(Arc::clone(&stored), Some(room));
+        assert_eq!((read(&mut early).unwrap(), read(&mut late).unwrap()), ("456789".into(), "0123456789".into()));
+        assert_eq!((early.remaining(), late.remaining()), (Some(0), Some(0)));
+        assert_eq!((read(&mut early).unwrap(), read(&mut late).unwrap()), (Bytes::new(), Bytes::new()));
+        assert!(fill.state().chunks.is_empty());
+        assert_eq!(filling.used(), 10);
+        drop((early, late, fill));
+        assert_eq!(filling.used(), 0);
     }
 }

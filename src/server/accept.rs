@@ -22,10 +22,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A client that is gone without a word, behind an upgraded connection that nobody writes to, is found in a minute and a
 /// half: it would hold its place for ever.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(10))
-    .with_retries(3);
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
 
 /// A bound listener.
 pub struct Listener {

@@ -338,6 +338,11 @@ impl Store {
         verdict != Verdict::Valid
     }
 
+    /// Whether the memory tier takes bodies of this length.
+    pub fn memory_admits(&self, length: usize) -> bool {
+        self.memory.admits_body(length)
+    }
+
     /// Waits until what was to be written to Redis is written, at most `within`.
     pub async fn flush(&self, within: Duration) {
         if let Some(redis) = &self.redis {
