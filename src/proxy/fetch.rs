@@ -1,23 +1,23 @@
 //! The leader's part: ask the upstream, settle, store, and tell the followers.
 
+mod storing;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
 use super::ask::Ask;
-use super::fill::{Bound, Fill, News, Received, Room};
+use super::fill::{Fill, News};
 use super::share::Lead;
 use super::{forward, share};
 use crate::clock::Timestamp;
-use crate::fields::hop_by_hop;
-use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored, Settlement};
+use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::ledger::Synced;
-use crate::store::{Put, PutLimits};
-use crate::stored::{Provenance, StoredResponse};
+use crate::stored::StoredResponse;
 use crate::telemetry::events::Event;
 use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 
@@ -133,6 +133,9 @@ impl Fetch {
 
     async fn settle(&mut self, asked: Asked, stored: Option<Arc<StoredResponse>>) {
         let Asked { response, conditional, request_time, response_time } = asked;
+        if self.background {
+            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters);
+        }
         let (parts, body) = response.into_parts();
         let framing = framing(&parts, &body);
         let exchange = Exchange {
@@ -201,153 +204,10 @@ impl Fetch {
         Ok(Asked { response, conditional, request_time, response_time: ask.now() })
     }
 
-    async fn store(
-        &mut self,
-        head: StoredResponse,
-        framing: Framing,
-        parts: http::response::Parts,
-        body: ResponseBody,
-    ) {
-        let status = parts.status;
-        let (head, room) = match self.admit(head, framing) {
-            Ok(admitted) => admitted,
-            Err(reason) => return self.pass(Response::from_parts(parts, body), reason),
-        };
-        let length = match framing {
-            Framing::Length(length) => Some(length),
-            Framing::Delimited | Framing::Close => None,
-        };
-        let variant = share::variant_key(&self.ask, &head);
-        let mut received = parts.headers;
-        hop_by_hop::remove(&mut received);
-        let fill = Arc::new(Fill::new(Arc::new(head), received, length, variant));
-        if length.is_some() {
-            self.publish(News::Streaming(Arc::clone(&fill)));
-        }
-        self.report(Fetched::Fill(Arc::clone(&fill)), Some(status));
-        match fill.receive(body, room, self.ask.caching().max_object).await {
-            Received::Whole(whole, room) => {
-                let stored = Arc::new(StoredResponse { body: whole, ..(*fill.head).clone() });
-                self.put(&stored);
-                let is_counted = self.ask.proxy.shared.store.memory_admits(stored.body.len());
-                fill.complete(stored, Some(room).filter(|_| !is_counted));
-            }
-            Received::Broken => {
-                self.publish(News::Failed(UpstreamError::Protocol));
-                fill.break_off();
-            }
-            Received::TooLarge(bound) => {
-                if bound == Bound::Object {
-                    self.remember_uncacheable();
-                }
-                self.publish(News::NotShared);
-            }
-        }
-    }
-
-    /// The head with its provenance, and room for the body; or why it is not stored.
-    fn admit(&self, mut head: StoredResponse, framing: Framing) -> Result<(StoredResponse, Room), NotStored> {
-        head.selecting = head.selecting.without(&self.ask.caching().vary_ignore);
-        head.provenance = self.provenance(&head)?;
-        let expected = match framing {
-            Framing::Length(length) if length > self.ask.caching().max_object => return Err(NotStored::TooLarge),
-            Framing::Length(length) => length,
-            Framing::Delimited | Framing::Close => 0,
-        };
-        let room = self.ask.proxy.shared.filling.reserve(expected).ok_or(NotStored::FillingLimit)?;
-        Ok((head, room))
-    }
-
-    fn provenance(&self, head: &StoredResponse) -> Result<Provenance, NotStored> {
-        self.ask.provenance(head, self.synced)
-    }
-
-    fn freshen(&mut self, freshened: &Arc<StoredResponse>, status: StatusCode) {
-        let mut freshened = StoredResponse::clone(freshened);
-        // Over the tag limits the provenance of before stays, and with it every purge since.
-        if let Ok(provenance) = self.provenance(&freshened) {
-            freshened.provenance = provenance;
-        }
-        let freshened = Arc::new(freshened);
-        self.put(&freshened);
-        self.report(Fetched::Stored(freshened), Some(status));
-    }
-
-    /// Receives the rest of a stored part and stores the whole.
-    async fn combine(
-        &mut self,
-        mut part: StoredResponse,
-        stored: Option<Arc<StoredResponse>>,
-        status: StatusCode,
-        body: ResponseBody,
-    ) {
-        let expected = part.part.map_or(0, |range| range.last - range.first + 1);
-        let fits = expected <= self.ask.caching().max_object;
-        let room = fits.then(|| self.ask.proxy.shared.filling.reserve(expected)).flatten();
-        let (Some(room), Some(stored), Ok(provenance)) = (room, stored, self.provenance(&part)) else {
-            return Box::pin(self.refetch()).await;
-        };
-        part.provenance = provenance;
-        let fill = Fill::new(Arc::new(part.clone()), HeaderMap::new(), None, self.ask.address.key);
-        let Received::Whole(rest, _) = fill.receive(body, room, expected).await else {
-            return self.fail(UpstreamError::Protocol);
-        };
-        part.body = rest;
-        match settle::combine(&stored, &part) {
-            Some(whole) => {
-                let whole = Arc::new(whole);
-                self.put(&whole);
-                self.report(Fetched::Stored(whole), Some(status));
-            }
-            None => Box::pin(self.refetch()).await,
-        }
-    }
-
-    fn update_by_head(&self, exchange: &Exchange<'_>, stored: Option<&StoredResponse>) {
-        let Some(stored) = stored else { return };
-        match settle::updated_by_head(exchange, stored, &self.ask.caching().rules) {
-            HeadUpdate::Updated(updated) => self.put(&Arc::new(*updated)),
-            HeadUpdate::Outdated => self.forget(),
-            HeadUpdate::Unrelated => {}
-        }
-    }
-
-    /// The updated fields forbid to store what was validated.
-    fn serve_once(&mut self, freshened: Arc<StoredResponse>, reason: NotStored, status: StatusCode) {
-        self.forget();
-        self.publish(News::NotShared);
-        self.report(Fetched::Once(freshened, reason), Some(status));
-    }
-
-    fn forget(&self) {
-        let tags = self.ask.tags();
-        let query = self.ask.store_query(&tags, self.ask.now());
-        self.ask.proxy.shared.store.remove(self.ask.proxy.worker, &query);
-    }
-
-    fn put(&self, stored: &Arc<StoredResponse>) {
-        let tags = self.ask.tags();
-        let query = self.ask.store_query(&tags, self.ask.now());
-        let limits = PutLimits { max_variants: self.ask.caching().max_variants };
-        let store = &self.ask.proxy.shared.store;
-        let put = store.put(self.ask.proxy.worker, &query, Arc::clone(stored), limits);
-        match (put, &self.lead) {
-            (Put::Stored, Some(lead)) => lead.stored(&self.ask, &query),
-            (Put::Stored, None) => {}
-            (Put::TooManyVariants | Put::NoRoom, _) => self.publish(News::NotShared),
-        }
-        if self.background {
-            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, put == Put::Stored);
-        }
-    }
-
     fn pass(&mut self, response: Response<ResponseBody>, reason: NotStored) {
         let status = response.status();
         if reason.is_of_resource() && !is_of_moment(status) {
             self.remember_uncacheable();
-        }
-        if self.background {
-            self.ask.proxy.shared.telemetry.record_background(&self.ask.counters, false);
         }
         self.publish(if settle::is_failure(status) { News::Unwell } else { News::NotShared });
         self.report(Fetched::Pass(Box::new(response), reason), Some(status));

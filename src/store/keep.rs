@@ -10,6 +10,7 @@ use super::redis::Waiting;
 use super::slot::{Held, Marker, Slot};
 use super::{MARKER_LOCKS, Put, PutLimits, Query, Store, WorkerId};
 use crate::clock::Timestamp;
+use crate::fields::vary::SelectingFields;
 use crate::key::{Address, CacheKey};
 use crate::stored::StoredResponse;
 
@@ -25,10 +26,7 @@ impl Store {
     ) -> Put {
         let base = query.address;
         let _change = self.marker_lock(&base.key);
-        let known = match self.slot(base, query.now) {
-            Some(Slot::Marker(marker)) => marker,
-            Some(Slot::Response(_)) | None => Arc::new(Marker::new(base, Arc::default())),
-        };
+        let known = self.known_marker(query);
         let names = known.names_with(names, query.vary_ignore);
         let variant = base.variant(query.request, &names);
         let Some(variants) = self.variants_with(&known, &names, variant.key, query.now, limits) else {
@@ -42,6 +40,25 @@ impl Store {
         let mut marker = Marker { material: Bytes::copy_from_slice(&base.material), names, variants };
         marker.variants.insert(variant.key, useless_after);
         self.keep(worker, base, base.key, Slot::Marker(Arc::new(marker)))
+    }
+
+    /// Whether a response that these fields select would be one variant too many.
+    pub fn admits_variant(&self, query: &Query<'_>, selecting: &SelectingFields, limits: PutLimits) -> bool {
+        let SelectingFields::Names(names) = selecting else { return true };
+        if names.is_empty() {
+            return true;
+        }
+        let known = self.known_marker(query);
+        let names = known.names_with(names, query.vary_ignore);
+        let variant = query.address.variant(query.request, &names);
+        self.variants_with(&known, &names, variant.key, query.now, limits).is_some()
+    }
+
+    fn known_marker(&self, query: &Query<'_>) -> Arc<Marker> {
+        match self.slot(query.address, query.now) {
+            Some(Slot::Marker(marker)) => marker,
+            Some(Slot::Response(_)) | None => Arc::new(Marker::new(query.address, Arc::default())),
+        }
     }
 
     /// Puts a value into both tiers, where each takes it.

@@ -170,18 +170,27 @@ impl RouteCounters {
     }
 
     /// Counts a fetch that no client waited for.
-    pub(super) fn record_background(&self, stored: bool) {
+    pub(super) fn record_background(&self) {
         self.add(Counter::UpstreamRequests, 1);
-        self.add(Counter::Stored, u64::from(stored));
+    }
+
+    /// Counts a response that was stored.
+    pub(super) fn record_stored(&self) {
+        self.add(Counter::Stored, 1);
+    }
+
+    /// Counts why a response was not stored.
+    pub(super) fn record_not_stored(&self, reason: NotStored) {
+        if let Some(index) = NotStored::ALL.iter().position(|known| *known == reason) {
+            self.not_stored_reasons[index].fetch_add(1, Relaxed);
+        }
     }
 
     fn miss(&self, record: &RequestRecord) {
         self.add(Counter::Misses, 1);
         self.miss_latency.record(record.until_head);
-        if let Some(Detail::NotStored(reason)) = record.cache_status.detail
-            && let Some(index) = NotStored::ALL.iter().position(|known| *known == reason)
-        {
-            self.not_stored_reasons[index].fetch_add(1, Relaxed);
+        if let Some(Detail::NotStored(reason)) = record.cache_status.detail {
+            self.record_not_stored(reason);
         }
         if let (Some(upstream), false) = (record.upstream, is_collapsed(record.cache_status.outcome)) {
             self.fetch_micros.fetch_add(micros(upstream), Relaxed);
@@ -202,7 +211,7 @@ impl RouteCounters {
         }
     }
 
-    /// What the request cost the upstream and gave the store; a shared fetch is counted with its leader.
+    /// What the request cost the upstream; a shared fetch is counted with its leader.
     fn forwarded(&self, record: &RequestRecord) {
         let outcome = record.cache_status.outcome;
         if is_collapsed(outcome) {
@@ -210,7 +219,6 @@ impl RouteCounters {
             return;
         }
         self.add(Counter::UpstreamRequests, u64::from(record.upstream.is_some()));
-        self.add(Counter::Stored, u64::from(matches!(outcome, Outcome::Forward { stored: true, .. })));
     }
 
     fn add(&self, counter: Counter, by: u64) {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
+use crate::policy::settle::NotStored;
 use cache_status::CacheStatus;
 use events::Event;
 use logs::{Log, LogWriter, Sink};
@@ -155,8 +156,18 @@ impl Telemetry {
     }
 
     /// Counts a fetch that no client waited for (background revalidation) and that gave a response head.
-    pub fn record_background(&self, counters: &RouteCounters, stored: bool) {
-        counters.record_background(stored);
+    pub fn record_background(&self, counters: &RouteCounters) {
+        counters.record_background();
+    }
+
+    /// Counts a response that was stored.
+    pub fn record_stored(&self, counters: &RouteCounters) {
+        counters.record_stored();
+    }
+
+    /// Counts a response that turned out not to be stored after its head had left.
+    pub fn record_not_stored(&self, counters: &RouteCounters, reason: NotStored) {
+        counters.record_not_stored(reason);
     }
 
     /// The counters of a route by its name; the same over reloads.
@@ -269,7 +280,6 @@ mod tests {
     use super::metrics::Counter;
     use super::*;
     use crate::policy::reuse::Why;
-    use crate::policy::settle::NotStored;
     use crate::store::Tier;
 
     fn telemetry(access: AccessLog) -> Telemetry {
@@ -321,18 +331,22 @@ mod tests {
         ] {
             telemetry.record(&record(&route, outcome, detail));
         }
+        telemetry.record_stored(&route);
+        telemetry.record_not_stored(&route, NotStored::Truncated);
         let figures = telemetry.totals();
         let count = |counter| figures.count(counter);
         assert_eq!(count(Counter::Requests), 11);
         assert_eq!((figures.hits(), count(Counter::HitsMemory), count(Counter::HitsRedis)), (2, 1, 1));
         assert_eq!((count(Counter::Stale), count(Counter::Misses), count(Counter::Revalidated)), (2, 4, 1));
-        assert_eq!((count(Counter::Collapsed), count(Counter::Stored), count(Counter::Bypassed)), (1, 2, 2));
+        assert_eq!((count(Counter::Collapsed), count(Counter::Stored), count(Counter::Bypassed)), (1, 1, 2));
         assert_eq!((count(Counter::Errors), count(Counter::UpstreamRequests)), (1, 5));
         assert_eq!(count(Counter::BytesServed), 110);
         assert!((figures.hit_ratio() - 0.5).abs() < 1e-9);
         assert!((figures.seconds_saved() - 1.2).abs() < 1e-9);
         assert_eq!(route.bypass_reasons().collect::<Vec<_>>(), [("cookie", 1), ("method", 1)]);
-        assert_eq!(route.not_stored_reasons().collect::<Vec<_>>(), [("private", 1)]);
+        let mut reasons: Vec<_> = route.not_stored_reasons().collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, [("private", 1), ("truncated", 1)]);
     }
 
     #[test]

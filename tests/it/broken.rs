@@ -45,6 +45,40 @@ async fn a_body_that_only_the_close_delimits_is_passed_and_not_stored() {
 }
 
 #[tokio::test]
+async fn only_what_was_stored_is_counted_so_and_why_not_the_rest() {
+    let origin = RawOrigin::start(|mut stream, head| async move {
+        let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let chunked = |size: usize, end: &str| {
+            format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{size:x}\r\n{}{end}", "x".repeat(size))
+        };
+        let answer = match path.as_str() {
+            "/large" => chunked(5000, "\r\n0\r\n\r\n"),
+            "/cut" => chunked(10, "\r\n"),
+            "/varies" => "HTTP/1.1 200 OK\r\nvary: x-a\r\ncontent-length: 1\r\n\r\nv".to_owned(),
+            _ => chunked(10, "\r\n0\r\n\r\n"),
+        };
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    });
+    let route = "ttl = \"1m\"\nmax_object = \"1 KiB\"\nvary = { max_variants = 2 }";
+    let proxy = Proxy::start(&one_route(&origin.url(), route));
+    let client = client();
+    for path in ["/whole", "/large", "/cut"] {
+        let _ = client.get(proxy.url(path)).send().await.unwrap().bytes().await;
+    }
+    for (value, told) in [("1", "stored"), ("2", "stored"), ("3", "detail=too-many-variants")] {
+        let response = client.get(proxy.url("/varies")).header("x-a", value).send().await.unwrap();
+        let cache_status = crate::world::field(&response, "cache-status");
+        assert!(cache_status.contains(told), "{value}: {cache_status}");
+    }
+    let stats = proxy.stats().await;
+    let route = &stats["routes"]["all"];
+    assert_eq!((&route["stored"], &stats["memory"]["objects"]), (&3.into(), &3.into()), "{stats:#}");
+    let reasons = serde_json::json!({ "too-large": 1, "too-many-variants": 1, "truncated": 1 });
+    assert_eq!(route["not_stored_reasons"], reasons);
+}
+
+#[tokio::test]
 async fn a_large_body_streams_through_a_cached_route_with_flat_memory() {
     const CHUNK: usize = 1 << 20;
     const CHUNKS: usize = 512;
