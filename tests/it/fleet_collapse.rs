@@ -85,6 +85,8 @@ async fn on_a_cluster_they_are_one_fetch_too() {
         let answers = herd(&proxies, path, 60).await;
         assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "0 "), "{answers:?}");
         assert_eq!(origin.count(path), 1, "{path}");
+        let locks = || cluster.primaries.iter().map(|it| it.tell("KEYS aside:l:*")).collect::<String>();
+        assert_eq!(locks(), "", "no lock is left");
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface, PubsubInterface};
 use fred::types::config::Options;
 use fred::types::{Message as Published, Value};
 use tokio::sync::broadcast::Receiver;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::RedisTier;
 use super::client::Lane;
+use super::script::Script;
 use super::wakes::wake_channel;
 use super::writes::{WRITE_TIMEOUT, not_connected};
 use crate::store::ledger::{Head, Header, Message, Mirror, Position, Record, Standing, Told};
@@ -30,13 +31,12 @@ const FIRST_RETRY: Duration = Duration::from_millis(10);
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the message of a purge that a poll has seen may be on its way.
 const ON_THE_WAY: Duration = Duration::from_millis(50);
-const SCRIPT: &str = include_str!("purge.lua");
 
 /// Follows for as long as the runtime lives.
 pub(super) async fn follow(tier: Arc<RedisTier>) {
     let mirror = Mirror::new(Arc::clone(&tier.ledger));
-    let hash = fred::util::sha1_hash(SCRIPT);
-    let mut follower = Follower { record: InRedis { tier: Arc::clone(&tier), hash }, tier, mirror, subscription: None };
+    let record = InRedis { tier: Arc::clone(&tier), purge: Script::new(include_str!("purge.lua")) };
+    let mut follower = Follower { record, tier, mirror, subscription: None };
     loop {
         let pause = follower.poll().await;
         follower.obey(Instant::now() + pause).await;
@@ -254,8 +254,7 @@ fn bytes(value: &Value) -> Option<Bytes> {
 /// The ledger's string, over the control lane.
 struct InRedis {
     tier: Arc<RedisTier>,
-    /// Of the script.
-    hash: String,
+    purge: Script,
 }
 
 impl InRedis {
@@ -284,15 +283,9 @@ impl InRedis {
     }
 
     async fn call(&self, floor: u64, new: Bytes, positions: Bytes) -> Result<Bytes, Error> {
-        let client = self.client(WRITE_TIMEOUT)?;
-        let (keys, floor) = (vec![self.tier.ledger_name()], floor.to_string());
-        let arguments = || -> Vec<Value> {
-            vec![self.tier.ledger_name().into(), floor.clone().into(), new.clone().into(), positions.clone().into()]
-        };
-        match client.evalsha(self.hash.as_str(), keys.clone(), arguments()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => client.eval(SCRIPT, keys, arguments()).await,
-            outcome => outcome,
-        }
+        let ledger = self.tier.ledger_name();
+        let arguments = vec![ledger.as_str().into(), floor.to_string().into(), new.into(), positions.into()];
+        self.purge.run(&self.client(WRITE_TIMEOUT)?, &ledger, arguments).await
     }
 
     fn of_this_size(&self, header: Header) -> Result<Header, Error> {

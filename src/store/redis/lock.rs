@@ -4,14 +4,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fred::error::Error;
-use fred::interfaces::{ClientLike, KeysInterface};
-use fred::types::{ClusterHash, CustomCommand, Expiration, SetOptions, Value};
+use fred::interfaces::KeysInterface;
+use fred::types::{Expiration, SetOptions, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::errors::Trouble;
 use super::pending::Waiting;
+use super::script::Script;
 use super::wakes::{Waiter, Wake, wake_channel};
 use super::writes::not_connected;
 use super::{RedisTier, WorkerId, hex};
@@ -188,26 +188,10 @@ impl RedisTier {
         }
         let permit = tokio::time::timeout(self.write_timeout(), lane.permits.acquire()).await;
         let _permit = permit.ok()?.ok()?;
-        let fixed = [Value::from("1"), claim.name.as_str().into(), claim.token.as_str().into()];
-        let arguments: Vec<Value> = fixed.into_iter().chain(arguments).collect();
-        let mut outcome = self.call("EVALSHA", &script.hash, claim.lane, arguments.clone()).await;
-        if outcome.as_ref().is_err_and(|error| error.details().starts_with("NOSCRIPT")) {
-            outcome = self.call("EVAL", script.text, claim.lane, arguments).await;
-        }
+        let client = lane.writing(self.write_timeout())?;
+        let arguments = [vec![Value::from(claim.token.as_str())], arguments].concat();
+        let outcome = script.run(&client, &claim.name, arguments).await;
         self.note(claim.lane, outcome).ok()
-    }
-
-    async fn call(
-        &self,
-        command: &'static str,
-        script: &str,
-        lane: usize,
-        arguments: Vec<Value>,
-    ) -> Result<i64, Error> {
-        let client = self.lanes[lane].writing(self.write_timeout()).ok_or_else(not_connected)?;
-        // The key stands behind the script and the number of keys.
-        let command = CustomCommand::new_static(command, ClusterHash::Offset(2), false);
-        client.custom(command, [vec![Value::from(script)], arguments].concat()).await
     }
 }
 
@@ -245,17 +229,5 @@ async fn keep(tier: Arc<RedisTier>, claim: Claim, asker: oneshot::Sender<Found>)
                 }
             }
         }
-    }
-}
-
-/// A Lua script, called by its hash.
-struct Script {
-    text: &'static str,
-    hash: String,
-}
-
-impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, hash: fred::util::sha1_hash(text) }
     }
 }

@@ -8,6 +8,7 @@ pub mod live;
 mod lock;
 mod lookup;
 mod pending;
+mod script;
 mod server;
 mod wakes;
 mod writes;
