@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, Uri};
+use http::{HeaderMap, Response, Uri};
 
 use super::Proxy;
 use crate::fields::surrogate;
@@ -11,8 +11,7 @@ use crate::generation::Generation;
 use crate::key::Tag;
 use crate::policy::invalidate as policy;
 use crate::purge::{Order, purge_after};
-use crate::route::{ConfiguredTags, Params, Route};
-use crate::store::Query;
+use crate::route::{Params, Route};
 use crate::store::ledger::{PurgeKind, Synced};
 use crate::target::Target;
 
@@ -46,30 +45,12 @@ pub async fn after<B: Sync>(
     }
     let further = further_targets(&origin, target, response.headers());
     for target in std::iter::once(target).chain(&further) {
-        let urls = generation.routes.url_tags(target);
-        if !urls.is_empty() {
-            tags.extend(urls);
-            remove(proxy, generation, target, &request.headers);
-        }
+        tags.extend(generation.routes.url_tags(target));
     }
     if tags.is_empty() {
         return Some(valid_at);
     }
     purge_after(&proxy.shared, valid_at, &Order { tags, kind: PurgeKind::Hard }, ACKNOWLEDGED_WITHIN).await
-}
-
-/// Takes the target's GET response out of both tiers, so that Redis does not give it back after a restart.
-fn remove(proxy: &Proxy, generation: &Generation, target: &Target, fields: &HeaderMap) {
-    let Some(matched) = generation.routes.find(target, &Method::GET) else { return };
-    let Some(caching) = &matched.route.caching else { return };
-    let Ok(address) = caching.key.address(&Method::GET, target, fields, b"") else { return };
-    let tags = ConfiguredTags { route: matched.route, params: &matched.params, target };
-    let now = proxy.shared.clock.now();
-    let vary_ignore = &caching.vary_ignore;
-    proxy
-        .shared
-        .store
-        .remove(proxy.worker, &Query { address: &address, request: fields, vary_ignore, tags: &tags, now });
 }
 
 fn further_targets(origin: &str, target: &Target, fields: &HeaderMap) -> Vec<Target> {
