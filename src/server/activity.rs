@@ -1,13 +1,16 @@
 //! What a connection is waiting for, and since when: the source of its time-outs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
 
 /// Bytes that HTTP/2 writes of its own accord while nothing is asked: a PING and a SETTINGS acknowledgement.
 const CONTROL_FRAMES: usize = 64;
+/// So many times longer may one HTTP/2 stream hold its content back while something leaves on the others, with which it
+/// shares what the client's line can carry.
+const SHARED_LINE: u32 = 10;
 
 /// What a connection is waiting for. Written by the socket and the service, read when its timer fires.
 #[derive(Debug)]
@@ -22,6 +25,11 @@ pub struct Activity {
     /// When the client ceased to take what is written.
     blocked_since: Since,
     is_http2: AtomicBool,
+    /// When something other than frames of control last left; HTTP/2 only.
+    progressed_since: Since,
+    /// One for each HTTP/2 answer: when its content was last handed over, while more of it is not asked for. One that
+    /// nobody else holds is used again. Held for a look through them.
+    contents: Mutex<Vec<Arc<Since>>>,
 }
 
 /// What a connection's timer finds.
@@ -71,6 +79,8 @@ impl Activity {
             head_since: Since::default(),
             blocked_since: Since::default(),
             is_http2: AtomicBool::new(false),
+            progressed_since: Since::default(),
+            contents: Mutex::default(),
         }
     }
 
@@ -90,7 +100,19 @@ impl Activity {
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.requests.fetch_add(1, Relaxed);
         self.head_since.clear();
-        InFlight(Arc::clone(self))
+        let content = self.is_http2.load(Relaxed).then(|| self.content());
+        InFlight { activity: Arc::clone(self), content }
+    }
+
+    fn content(&self) -> Arc<Since> {
+        let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(free) = contents.iter().find(|content| Arc::strong_count(content) == 1) {
+            free.clear();
+            return Arc::clone(free);
+        }
+        let new = Arc::<Since>::default();
+        contents.push(Arc::clone(&new));
+        new
     }
 
     /// The socket took nothing.
@@ -104,8 +126,13 @@ impl Activity {
     /// client's windows have no room for. So what is more than a frame of control counts as activity.
     pub fn write_progressed(&self, bytes: usize) {
         self.blocked_since.clear();
-        if bytes > CONTROL_FRAMES && self.requests.load(Relaxed) == 0 {
+        if bytes <= CONTROL_FRAMES {
+            return;
+        }
+        if self.requests.load(Relaxed) == 0 {
             self.idle_since.set(self.accepted.elapsed());
+        } else if self.is_http2.load(Relaxed) {
+            self.progressed_since.set(self.accepted.elapsed());
         }
     }
 
@@ -136,7 +163,8 @@ impl Activity {
         }
         let soon = Self::interval(limits);
         if self.requests.load(Relaxed) > 0 {
-            return Timer::Again(soon);
+            let is_held_back = self.is_held_back(elapsed, limits.idle_timeout);
+            return if is_held_back { Timer::Stalled } else { Timer::Again(soon) };
         }
         if has_lasted(&self.head_since, limits.header_timeout) {
             return Timer::Stalled;
@@ -146,16 +174,49 @@ impl Activity {
         }
         Timer::Again(soon)
     }
+
+    /// Whether an HTTP/2 client gives no window for an answer's content: its frames go on, so the socket never blocks.
+    fn is_held_back(&self, elapsed: Duration, bound: Duration) -> bool {
+        if !self.is_http2.load(Relaxed) {
+            return false;
+        }
+        let is_still = self.progressed_since.ago(elapsed).is_none_or(|ago| ago >= bound);
+        let bound = if is_still { bound } else { bound.saturating_mul(SHARED_LINE) };
+        let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that nobody else holds is of an answer that has ended.
+        let mut held = contents.iter().filter(|content| Arc::strong_count(content) > 1);
+        held.any(|content| content.ago(elapsed).is_some_and(|ago| ago >= bound))
+    }
 }
 
 /// A request being answered; dropped when its answer has ended.
 #[derive(Debug)]
-pub struct InFlight(Arc<Activity>);
+pub struct InFlight {
+    activity: Arc<Activity>,
+    /// Of HTTP/2 only: HTTP/1 shows by the socket whether the client takes the content.
+    content: Option<Arc<Since>>,
+}
+
+impl InFlight {
+    /// The head or a piece of the content was handed over: it leaves before more is asked for.
+    pub fn handed_over(&self) {
+        if let Some(content) = &self.content {
+            content.set(self.activity.accepted.elapsed());
+        }
+    }
+
+    /// More is asked for, and not there yet: it is not the client who is waited for.
+    pub fn waits_for_content(&self) {
+        if let Some(content) = &self.content {
+            content.clear();
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.idle_since.set(self.0.accepted.elapsed());
-        self.0.requests.fetch_sub(1, Relaxed);
+        self.activity.idle_since.set(self.activity.accepted.elapsed());
+        self.activity.requests.fetch_sub(1, Relaxed);
     }
 }
 
@@ -228,5 +289,51 @@ mod tests {
         check(&activity, 61, Timer::Stalled);
         activity.write_progressed(1);
         check(&activity, 61, AGAIN);
+    }
+
+    fn http2() -> Arc<Activity> {
+        let activity = Activity::new();
+        activity.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        Arc::new(activity)
+    }
+
+    #[test]
+    fn content_that_an_http2_client_leaves_no_window_for_stalls_the_connection() {
+        let activity = http2();
+        let request = activity.begin();
+        check(&activity, 3600, AGAIN);
+        request.handed_over();
+        activity.write_progressed(CONTROL_FRAMES);
+        check(&activity, 59, AGAIN);
+        check(&activity, 61, Timer::Stalled);
+        request.waits_for_content();
+        check(&activity, 3600, AGAIN);
+        request.handed_over();
+        drop(request);
+        assert_eq!(activity.check_at(Duration::from_secs(61), &limits()), Timer::Idle);
+    }
+
+    #[test]
+    fn a_stream_that_shares_its_line_has_more_time_but_not_for_ever() {
+        let activity = http2();
+        let (held, other) = (activity.begin(), activity.begin());
+        held.handed_over();
+        activity.progressed_since.set(Duration::from_secs(590));
+        check(&activity, 599, AGAIN);
+        check(&activity, 601, Timer::Stalled);
+        drop((held, other));
+    }
+
+    #[test]
+    fn the_place_of_an_answer_that_has_ended_is_used_again() {
+        let activity = http2();
+        for _ in 0..3 {
+            let requests = [activity.begin(), activity.begin()];
+            requests.iter().for_each(InFlight::handed_over);
+        }
+        let request = activity.begin();
+        check(&activity, 3600, AGAIN);
+        assert_eq!(activity.contents.lock().unwrap().len(), 2);
+        drop(request);
     }
 }

@@ -50,7 +50,9 @@ impl Service {
         if takes_interim {
             self.interim.close();
         }
-        Ok(response.map(|body| Tracked { body, _in_flight: in_flight }))
+        // From now on it can be asked for.
+        in_flight.handed_over();
+        Ok(response.map(|body| Tracked { body, in_flight }))
     }
 
     async fn answer(&self, mut request: Request<Incoming>, interim: Option<Interim>) -> Response<Body> {
@@ -149,11 +151,11 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
 }
 
-/// An answer's content that keeps its request in flight until it has ended.
+/// An answer's content that keeps its request in flight until it has ended, and tells who is waited for.
 #[derive(Debug)]
 pub struct Tracked {
     body: Body,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 impl http_body::Body for Tracked {
@@ -164,7 +166,12 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match polled {
+            Poll::Pending => self.in_flight.waits_for_content(),
+            Poll::Ready(_) => self.in_flight.handed_over(),
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -145,3 +145,55 @@ async fn a_client_cannot_pass_for_a_proxy() {
     assert_eq!(seen["via"], "1.1 aside");
     assert!(!seen.contains_key("x-original-url"));
 }
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The header block of a GET for `/a` at `a.test`, without compression of what the static table does not hold.
+const GET_A: &[u8] = b"\x82\x86\x04\x02/a\x01\x06a.test";
+
+#[tokio::test]
+async fn an_http2_client_that_gives_no_window_is_left() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let origin = Origin::counting(&[("cache-control", "max-age=60")]);
+    let toml = format!("[server.limits]\nidle_timeout = \"1s\"\n\n{}", one_route(&origin.url(), ""));
+    let proxy = Proxy::start(&toml);
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let mut begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS_INITIAL_WINDOW_SIZE of nothing, then 60 requests.
+    begin.extend(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    (0..60).for_each(|nth| begin.extend(frame(1, 5, 1 + 2 * nth, GET_A)));
+    stream.write_all(&begin).await.unwrap();
+    let conversation = async {
+        let (mut heads, mut head) = (0, [0; 9]);
+        // Everything is acknowledged, and the connection kept busy with questions.
+        while stream.read_exact(&mut head).await.is_ok() {
+            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+            let mut payload = vec![0; length];
+            stream.read_exact(&mut payload).await.unwrap();
+            heads += usize::from(head[3] == 1);
+            assert!(head[3] != 0 || length == 0, "content without a window");
+            let answer = match (head[3], head[4] & ACK) {
+                (SETTINGS, 0) => frame(SETTINGS, ACK, 0, &[]),
+                (PING, 0) => frame(PING, ACK, 0, &payload),
+                _ => continue,
+            };
+            // The connection may be at its end.
+            let _ = stream.write_all(&answer).await;
+        }
+        heads
+    };
+    let heads = tokio::time::timeout(Duration::from_secs(20), conversation).await.expect("the connection ends");
+    assert_eq!(heads, 60, "every request was answered");
+    let all_ended = async {
+        while proxy.stats().await["routes"]["all"]["requests"] != 60 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all_ended).await.expect("the answers end with it");
+}
