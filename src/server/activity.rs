@@ -69,6 +69,12 @@ impl Since {
     }
 }
 
+impl Default for Activity {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Activity {
     /// Of a connection accepted now.
     pub fn new() -> Self {

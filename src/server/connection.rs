@@ -11,10 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::accept::Accepted;
 use super::activity::{Activity, Timer};
-use super::interim::InterimQueue;
 use super::occupancy::Place;
 use super::service::Service;
-use super::socket::ClientSocket;
+use super::socket::{ClientSocket, Notes};
 use super::worker::Worker;
 use crate::config::Limits;
 use crate::proxy::Connection;
@@ -71,15 +70,11 @@ async fn drive<S>(worker: &Arc<Worker>, stream: S, connection: Connection, place
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::new());
-    let queue = Arc::<InterimQueue>::default();
-    let socket = ClientSocket::new(stream, Arc::clone(&activity), Arc::clone(&queue), place);
-    let service = Arc::new(Service {
-        proxy: Arc::clone(&worker.proxy),
-        connection,
-        activity: Arc::clone(&activity),
-        interim: queue,
-    });
+    let notes = Notes::default();
+    let activity = Arc::clone(&notes.activity);
+    let socket = ClientSocket::new(stream, notes.clone(), place);
+    let service = Arc::new(Service { proxy: Arc::clone(&worker.proxy), connection, notes });
+    let asked = Arc::clone(&service);
     let limits = || worker.shared().generation.load().server.limits.clone();
     let builder = builder(&limits());
     let answer = service_fn(move |request| Arc::clone(&service).call(request));
@@ -89,7 +84,7 @@ where
     loop {
         tokio::select! {
             biased;
-            result = hyper.as_mut() => return result.map_err(|error| error.to_string()),
+            result = hyper.as_mut() => return result.map_err(|error| asked.told_by_hyper(&*error)),
             () = worker.drain.begun(), if !is_ending => {
                 is_ending = true;
                 pause = FAREWELL;

@@ -1,6 +1,7 @@
 //! What hyper calls with each request: checks, the proxy, refusals and `/cache-stats`.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,15 +11,15 @@ use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST,
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming, SizeHint};
 
-use super::activity::{Activity, InFlight};
-use super::interim::InterimQueue;
+use super::activity::InFlight;
 use super::purging;
 use super::request::{self, Refusal};
+use super::socket::Notes;
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Body, Content, Visit};
 use crate::proxy::{Connection, Interim, Proxy};
 use crate::target::Target;
-use crate::telemetry::cache_status::{CacheStatus, Outcome};
+use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
 use crate::telemetry::stats;
 
 /// Fields that say that somebody stands between the peer and us, so that the peer's address does not tell who asks.
@@ -33,22 +34,27 @@ pub struct Service {
     pub proxy: Arc<Proxy>,
     /// The connection.
     pub connection: Connection,
-    /// What it waits for.
-    pub activity: Arc<Activity>,
-    /// Its interim heads.
-    pub interim: Arc<InterimQueue>,
+    /// What it and the socket tell each other.
+    pub notes: Notes,
 }
 
 impl Service {
     /// Answers a request. Interim heads are taken until the answer's head is there.
     pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
-        let in_flight = self.activity.begin();
+        let Notes { activity, interim, verdict } = &self.notes;
+        let in_flight = activity.begin();
         let takes_interim = request.version() == Version::HTTP_11;
-        let sink = || Arc::clone(&self.interim) as _;
-        let interim = takes_interim.then(|| Interim { sink: sink(), request: self.interim.open() });
-        let response = self.answer(request, interim).await;
+        let sink = takes_interim.then(|| Interim { sink: Arc::clone(interim) as _, request: interim.open() });
+        let response = if request.version() != Version::HTTP_2 && verdict.next_is_ambiguous() {
+            self.refuse(&request, Refusal::Framing, &self.proxy.shared.generation.load_full())
+        } else {
+            self.answer(request, sink).await
+        };
         if takes_interim {
-            self.interim.close();
+            interim.close();
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            verdict.becomes_tunnel();
         }
         // From now on it can be asked for.
         in_flight.handed_over();
@@ -87,6 +93,25 @@ impl Service {
         self.finish(request, answer, generation)
     }
 
+    /// hyper answers by itself, and without content, a head that it cannot read; it is told of like any other refusal.
+    pub fn told_by_hyper(&self, error: &(dyn Error + 'static)) -> String {
+        let refused = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
+        if let Some(error) = refused {
+            let status = match error.is_parse_too_large() {
+                false => StatusCode::BAD_REQUEST,
+                true if error.to_string().starts_with("URI") => StatusCode::URI_TOO_LONG,
+                true => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            };
+            let mut answer = Answer::generated(status, Detail::BadRequest);
+            answer.content = Content::Empty;
+            let generation = self.proxy.shared.generation.load_full();
+            let unread = Method::from_bytes(b"-").unwrap_or_default();
+            let visit = self.visit(unread, "".into(), "".into(), Version::HTTP_11, &generation);
+            drop(visit.finish(answer, &self.proxy.shared.telemetry, false));
+        }
+        error.to_string()
+    }
+
     fn server_options(&self, request: &Request<Incoming>, generation: &Generation) -> Response<Body> {
         let mut head = Response::new(());
         *head.status_mut() = StatusCode::NO_CONTENT;
@@ -97,20 +122,31 @@ impl Service {
 
     /// What never reaches a route is counted with what no route matches.
     pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
-        let shared = &self.proxy.shared;
         let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
-        let visit = Visit {
-            started: shared.clock.now(),
+        let (method, target) = (request.method().clone(), request.uri().to_string().into());
+        let visit = self.visit(method, target, host.unwrap_or_default().into(), request.version(), generation);
+        visit.finish(answer, &self.proxy.shared.telemetry, generation.server.cache_status)
+    }
+
+    fn visit(
+        &self,
+        method: Method,
+        target: Box<str>,
+        host: Box<str>,
+        version: Version,
+        generation: &Generation,
+    ) -> Visit {
+        Visit {
+            started: self.proxy.shared.clock.now(),
             begun: Instant::now(),
             client: self.connection.peer.ip().to_canonical(),
-            method: request.method().clone(),
-            target: request.uri().to_string().into(),
-            host: host.unwrap_or_default().into(),
-            version: request.version(),
+            method,
+            target,
+            host,
+            version,
             route: None,
             counters: Arc::clone(&generation.unrouted),
-        };
-        visit.finish(answer, &shared.telemetry, generation.server.cache_status)
+        }
     }
 
     fn asks_for_stats(&self, request: &Request<Incoming>, target: &Target, generation: &Generation) -> bool {
