@@ -76,6 +76,9 @@ impl Service {
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {
+        if let Some(limit) = refusal.limit() {
+            self.proxy.shared.telemetry.limited(limit);
+        }
         let mut answer = Answer::generated(refusal.status(), refusal.detail());
         let fields = answer.head.headers_mut();
         if refusal.closes() && request.version() != Version::HTTP_2 {
