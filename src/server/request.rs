@@ -216,9 +216,15 @@ mod tests {
                 header_count: 5,
                 uri_length: 40,
                 connections: 1,
+                connections_per_address: 0,
                 header_timeout: Duration::from_secs(1),
                 idle_timeout: Duration::from_secs(1),
                 body_idle_timeout: Duration::from_secs(1),
+                body_rate_min: 1024,
+                answer_rate_min: 1024,
+                waiters: 1,
+                http2_streams: 1,
+                http2_resets: 1,
             },
         }
     }

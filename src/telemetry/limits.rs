@@ -31,6 +31,7 @@ macro_rules! limits {
 limits! {
     Connections "connections" "how often accepting waited, for there were server.limits.connections",
     ConnectionsPerAddress "connections_per_address" "connections closed at once, for their address had enough",
+    Descriptors "descriptors" "how often accepting paused, for the process was out of file descriptors or memory",
     HeaderSize "header_size" "requests refused for the bytes of their head",
     HeaderCount "header_count" "requests refused for the number of their fields",
     UriLength "uri_length" "requests refused for the length of their target",
@@ -68,7 +69,6 @@ impl Limit {
     pub(super) const fn of(detail: Detail) -> Option<Self> {
         match detail {
             Detail::NotStored(reason) => Self::of_not_stored(reason),
-            Detail::Overloaded => Some(Self::MaxPending),
             Detail::BodyTooLarge => Some(Self::RequestBodyMax),
             _ => None,
         }
