@@ -43,6 +43,7 @@ pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching
         max_object: reader.size("max_object", "8 MiB"),
         collapse: collapse(reader, around),
         collapse_wait: reader.given_duration("collapse_wait", Some(&patience)).unwrap_or(around.patience),
+        collapse_waiters: reader.whole("collapse_waiters", 10_000, 1..=10_000_000),
         uncacheable_for: reader.duration("uncacheable_for", "10s"),
         tags: tags(reader, "tags", around.params),
         invalidates: tags(reader, "invalidates", around.params),

@@ -192,7 +192,7 @@ impl Fetch {
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
         if !self.background {
-            forward::pass_interim(&mut request, &ask.sender);
+            forward::pass_interim(&mut request, &ask.sender, &ask.proxy.shared.telemetry);
         }
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::header::{COOKIE, EXPECT, HOST, VIA};
 use http::request::Parts;
@@ -13,6 +14,8 @@ use crate::fields::hop_by_hop;
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
 use crate::target::Target;
+use crate::telemetry::Telemetry;
+use crate::telemetry::limits::Limit;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -95,13 +98,16 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 }
 
 /// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
-pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender) {
+pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender, telemetry: &Arc<Telemetry>) {
     let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
+    let telemetry = Arc::clone(telemetry);
     hyper::ext::on_informational(request, move |response| {
         if response.status() == StatusCode::EARLY_HINTS {
             let mut fields = response.headers().clone();
             hop_by_hop::remove(&mut fields);
-            sink.send(number, StatusCode::EARLY_HINTS, &fields);
+            if !sink.send(number, StatusCode::EARLY_HINTS, &fields) {
+                telemetry.limited(Limit::Interim);
+            }
         }
     });
 }

@@ -53,8 +53,8 @@ pub struct Interim {
 
 /// Takes an interim head, to be written before its request's final response.
 pub trait InterimSink: Send + Sync + std::fmt::Debug {
-    /// Queues it while that request is in hand; bounded, more than the bound is dropped.
-    fn send(&self, request: u64, status: StatusCode, fields: &http::HeaderMap);
+    /// Queues it while that request is in hand; false where it is dropped, for the request has had enough.
+    fn send(&self, request: u64, status: StatusCode, fields: &http::HeaderMap) -> bool;
 }
 
 /// One worker's view of the proxy.

@@ -12,7 +12,7 @@ use super::fetch::Fetch;
 use super::fill::{Fill, News};
 use super::serve::LookedUp;
 use crate::clock::Timestamp;
-use crate::collapse::{Follower, Lease, Turn, Wait};
+use crate::collapse::{Follower, Lease, Turn, Wait, WaitersMax};
 use crate::fields::cache_control::CacheControl;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
@@ -46,7 +46,7 @@ pub enum Step {
     Stream(Arc<Fill>),
     /// The leader was answered with an error, in whose place this may be used.
     Stale(Arc<StoredResponse>),
-    /// The leader's fetch failed, and so would this one.
+    /// The leader's fetch failed, and so would this one; or too many wait for it.
     Failed(UpstreamError),
 }
 
@@ -98,7 +98,9 @@ impl Share {
             return Step::Fetch(None);
         }
         self.select(ask, stored, looked_up);
-        match ask.proxy.shared.inflight.join(self.key) {
+        let of_key = ask.caching().collapse_waiters;
+        let max = WaitersMax { of_key, in_all: ask.generation.server.limits.waiters };
+        match ask.proxy.shared.inflight.join(self.key, max) {
             // A leader may have ended between the lookup and now.
             Turn::Lead(lease) if is_stored_meanwhile(ask, stored) => {
                 drop(lease);
@@ -107,6 +109,11 @@ impl Share {
             }
             Turn::Lead(lease) => self.lead(ask, stored, lease).await,
             Turn::Follow(follower) => self.follow(ask, follower, looked_up.stored()).await,
+            // Each that fetched for itself now would be one more for an upstream that is slow already.
+            Turn::Full(limit) => {
+                ask.proxy.shared.telemetry.limited(limit);
+                Step::Failed(UpstreamError::Overloaded)
+            }
         }
     }
 
@@ -174,7 +181,7 @@ pub fn revalidate(ask: &Arc<Ask>, stored: &Arc<StoredResponse>) {
         return;
     }
     let key = variant_key(ask, stored);
-    let Turn::Lead(lease) = ask.proxy.shared.inflight.join(key) else { return };
+    let Some(lease) = ask.proxy.shared.inflight.lead(key) else { return };
     let (ask, stored) = (Arc::clone(ask), Arc::clone(stored));
     if ask.caching().collapse != Collapse::Cluster {
         return Fetch::start_in_background(ask, stored, Lead::new(lease, None));

@@ -1,5 +1,6 @@
 //! One client's connection: TLS, hyper, its time-outs and its end.
 
+use std::error::Error;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +19,16 @@ use super::worker::Worker;
 use crate::config::Limits;
 use crate::proxy::Connection;
 use crate::telemetry::events::Event;
+use crate::telemetry::limits::Limit;
 
-/// Streams of one HTTP/2 connection at one time.
-const STREAMS_MAX: u32 = 100;
-/// Streams that were reset and not yet forgotten, before the connection is ended (rapid reset).
-const RESET_STREAMS_MAX: usize = 64;
 /// How often, and how patiently, an HTTP/2 client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an HTTP/2 client without a request has to acknowledge that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// What the HTTP/2 library says where it ended a connection itself, and why.
+const FOUND: &str = "connection error detected: ";
+const EXCESS: &str = "excessive load";
 /// The least that hyper takes for its read buffer.
 const BUFFER_MIN: usize = 8 << 10;
 
@@ -62,7 +63,10 @@ where
     match tokio::time::timeout(within, accept).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(format!("tls handshake: {error}")),
-        Err(_) => Err(format!("tls handshake: not done within {within:?}")),
+        Err(_) => {
+            worker.shared().telemetry.limited(Limit::HeaderTimeout);
+            Err(format!("tls handshake: not done within {within:?}"))
+        }
     }
 }
 
@@ -84,7 +88,10 @@ where
     loop {
         tokio::select! {
             biased;
-            result = hyper.as_mut() => return result.map_err(|error| asked.told_by_hyper(&*error)),
+            result = hyper.as_mut() => return result.map_err(|error| {
+                limit_of(&*error).into_iter().for_each(|limit| worker.shared().telemetry.limited(limit));
+                asked.told_by_hyper(&*error)
+            }),
             () = worker.drain.begun(), if !is_ending => {
                 is_ending = true;
                 pause = FAREWELL;
@@ -94,8 +101,12 @@ where
                 // An HTTP/2 client that does not answer the good-bye is left.
                 _ if is_ending && activity.is_idle_for(FAREWELL) => return Ok(()),
                 Timer::Again(next) => pause = if is_ending { FAREWELL } else { next },
-                Timer::Stalled => return Err("the client stalled".to_owned()),
+                Timer::Stalled(limit) => {
+                    worker.shared().telemetry.limited(limit);
+                    return Err(format!("the client stalled: {}", limit.name()));
+                }
                 Timer::Idle => {
+                    worker.shared().telemetry.limited(Limit::IdleTimeout);
                     is_ending = true;
                     pause = FAREWELL;
                     hyper.as_mut().graceful_shutdown();
@@ -103,6 +114,18 @@ where
             },
         }
     }
+}
+
+/// The bound that hyper ended the connection for.
+fn limit_of(error: &(dyn Error + 'static)) -> Option<Limit> {
+    let causes = std::iter::successors(Some(error), |cause| (*cause).source());
+    let is_too_large = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large);
+    // HTTP/2's ENHANCE_YOUR_CALM, of which only the text can be had without the library below hyper.
+    let is_excess = causes.into_iter().any(|cause| {
+        let text = cause.to_string();
+        text.starts_with(FOUND) && text.contains(EXCESS)
+    });
+    if is_too_large { Some(Limit::HeaderSize) } else { is_excess.then_some(Limit::Http2Resets) }
 }
 
 /// hyper's own bounds; its buffer is above ours, so that a head that is a little too large is answered and recorded by us.
@@ -122,10 +145,10 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(limits.http2_streams)
         .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(limits.http2_resets)
+        .max_local_error_reset_streams(limits.http2_resets)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -28,6 +29,9 @@ const FORWARDED_PREFIX: &str = "x-forwarded-";
 /// What 405 offers instead of CONNECT (RFC 9110 §15.5.6); the routes and their upstreams may allow less.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
+/// The most content that an HTTP/2 stream holds at one time: it shows how fast its client takes it.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// One connection's service.
 pub struct Service {
     /// The worker's view of the proxy.
@@ -42,7 +46,7 @@ impl Service {
     /// Answers a request. Interim heads are taken until the answer's head is there.
     pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
         let Notes { activity, interim, verdict } = &self.notes;
-        let in_flight = activity.begin();
+        let in_flight = activity.begin(request.version() == Version::HTTP_2);
         let takes_interim = request.version() == Version::HTTP_11;
         let sink = takes_interim.then(|| Interim { sink: Arc::clone(interim) as _, request: interim.open() });
         let response = if request.version() != Version::HTTP_2 && verdict.next_is_ambiguous() {
@@ -58,7 +62,7 @@ impl Service {
         }
         // From now on it can be asked for.
         in_flight.handed_over();
-        Ok(response.map(|body| Tracked { body, in_flight }))
+        Ok(response.map(|body| Tracked { body, rest: Bytes::new(), in_flight }))
     }
 
     async fn answer(&self, mut request: Request<Incoming>, interim: Option<Interim>) -> Response<Body> {
@@ -82,6 +86,9 @@ impl Service {
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {
+        if let Some(limit) = refusal.limit() {
+            self.proxy.shared.telemetry.limited(limit);
+        }
         let mut answer = Answer::generated(refusal.status(), refusal.detail());
         let fields = answer.head.headers_mut();
         if refusal.closes() && request.version() != Version::HTTP_2 {
@@ -191,6 +198,8 @@ fn join_cookies(fields: &mut HeaderMap) {
 #[derive(Debug)]
 pub struct Tracked {
     body: Body,
+    /// What is left of a piece of content; HTTP/2 only.
+    rest: Bytes,
     in_flight: InFlight,
 }
 
@@ -202,20 +211,51 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.next_piece())));
+        }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         match polled {
-            Poll::Pending => self.in_flight.waits_for_content(),
-            Poll::Ready(_) => self.in_flight.handed_over(),
+            Poll::Pending => {
+                self.in_flight.waits_for_content();
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) if self.in_flight.is_http2() => match frame.into_data() {
+                Ok(data) => {
+                    self.rest = data;
+                    Poll::Ready(Some(Ok(self.next_piece())))
+                }
+                Err(trailers) => {
+                    self.in_flight.handed_over();
+                    Poll::Ready(Some(Ok(trailers)))
+                }
+            },
+            Poll::Ready(frame) => {
+                self.in_flight.handed_over();
+                Poll::Ready(frame)
+            }
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        body.upper().into_iter().for_each(|upper| hint.set_upper(upper + rest));
+        hint
+    }
+}
+
+impl Tracked {
+    /// Hands over a piece of what is left.
+    fn next_piece(&mut self) -> Frame<Bytes> {
+        self.in_flight.handed_over();
+        let length = self.rest.len().min(PIECE_BYTES);
+        Frame::data(self.rest.split_to(length))
     }
 }
 

@@ -45,6 +45,7 @@ pub fn render(shared: &Shared) -> Value {
             "last_error": *shared.last_error.load_full(),
         },
         "log": { "dropped": telemetry.dropped_lines() },
+        "limits": reasons(telemetry.limit_counts()),
         "events": telemetry.event_counts(),
     })
 }
