@@ -151,6 +151,20 @@ fn mistakes_about_redis_are_told_without_its_password() {
 }
 
 #[test]
+fn a_mac_key_is_a_secret_and_long_enough() {
+    check(
+        "[redis]\nurl = \"redis://a\"\nmac_key = \"0123456789abcdef\"",
+        "6: redis.mac_key: a secret is not written into the file; expected \"env:NAME\" or \"file:PATH\"",
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0123456789abcde\n").unwrap();
+    check(
+        &format!("[redis]\nurl = \"redis://a\"\nmac_key = \"file:{}\"", file.path().display()),
+        "6: redis.mac_key: is too short; expected a secret of at least 16 bytes, the same in every process",
+    );
+}
+
+#[test]
 fn mistakes_about_upstreams_are_told() {
     let two = |url: &str, expected: &str| {
         check(&format!("[upstream.b]\nurl = {url}\n[server]\nfallback = \"api\""), expected)

@@ -14,6 +14,7 @@ mod purge_command;
 mod purging;
 mod redis;
 mod redis_access;
+mod redis_faults;
 mod redis_rights;
 mod redis_topology;
 mod redis_trouble;
