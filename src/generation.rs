@@ -11,6 +11,7 @@ use crate::config::{Config, ServerConfig};
 use crate::proxy::fill::{Filling, News};
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
+use crate::store::asked::Asked;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::RouteCounters;
 use crate::upstream::Upstreams;
@@ -71,6 +72,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The fetches in flight.
     pub inflight: Arc<Inflight<News>>,
+    /// What was asked for lately, for routes with `admission = "second"`.
+    pub asked: Asked,
     /// Fills and background revalidations, which drain waits for.
     pub tasks: TaskTracker,
     /// Upgraded connections.
@@ -98,6 +101,7 @@ impl Shared {
             telemetry,
             clock,
             inflight: Arc::default(),
+            asked: Asked::default(),
             tasks: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             filling,

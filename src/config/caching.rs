@@ -8,7 +8,7 @@ use http::{HeaderName, StatusCode, header};
 use super::keying;
 use super::reader::{Reader, unexpected_word};
 use super::units;
-use crate::policy::{ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
+use crate::policy::{Admission, ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
 use crate::route::{Caching, Collapse, Cookies, TagTemplate};
 
 /// What a route's caching takes from elsewhere.
@@ -62,6 +62,7 @@ fn rules(reader: &Reader<'_>, around: &Surroundings<'_>, authorization_keyed: bo
         status_ttl: status_ttl(reader),
         ttl_jitter: reader.fraction("ttl_jitter", 0.1),
         ignore_origin: ignore_origin(reader),
+        admission: reader.choice("admission", &[("first", Admission::First), ("second", Admission::Second)]),
         keep: reader.duration("keep", "60s"),
         stale_while_revalidate: reader.duration("stale_while_revalidate", "0s"),
         stale_if_error: reader.duration("stale_if_error", "60s"),

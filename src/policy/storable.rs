@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use super::lifetime::{Origin, Source, Times, freshness, is_heuristically_cacheable};
 use super::settle::{Exchange, NotStored};
-use super::{Rules, SetCookie};
+use super::{Admission, Rules, SetCookie};
 use crate::fields::cache_control::{CacheControl, Qualified};
 use crate::fields::validators::Validators;
 use crate::fields::vary::SelectingFields;
@@ -34,7 +34,8 @@ pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap,
     let (freshness, source) = freshness(status, &fields, &origin, times, exchange.jitter, rules);
     // Before any field is taken away: `Connection: cache-control` must not unlock what it says.
     let refusal = forbidden(exchange, status, &fields, &origin.control, &selecting, rules)
-        .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source));
+        .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source))
+        .or_else(|| is_asked_once(exchange, rules).then_some(NotStored::AskedOnce));
     remove_unstored(&mut fields, &origin.control, rules);
     // RFC 9110 §6.6.1: a response without a valid date gets the time of its reception.
     if fields.get(DATE).and_then(date::parse).is_none() {
@@ -110,6 +111,11 @@ fn useless(
     let usable_for = freshness.lifetime + explicit_window(control, freshness.stale_use, source);
     let is_used = freshness.stale_use != StaleUse::AlwaysValidate && usable_for > freshness.initial_age;
     (!is_validated && !is_used).then_some(NotStored::NoFreshness)
+}
+
+/// Whether the route waits with storing until its key is asked for again.
+fn is_asked_once(exchange: &Exchange<'_>, rules: &Rules) -> bool {
+    rules.admission == Admission::Second && !exchange.is_asked_again
 }
 
 /// The stale windows that the origin gave with a lifetime: with `max-age=0, stale-while-revalidate=60` it means a
@@ -209,6 +215,20 @@ mod tests {
         check("max-age=60 | vary: *", Some(NotStored::VaryAny));
         check("max-age=60 | vary: accept, *", Some(NotStored::VaryAny));
         check("max-age=60 | vary: accept", None);
+    }
+
+    #[test]
+    fn where_the_second_request_counts_the_first_stores_nothing() {
+        let (request, response) = (request("GET"), response("200 | cache-control: max-age=60"));
+        let check = |admission, is_asked_again, expected| {
+            let exchange = Exchange { is_asked_again, ..exchange(&request, &response, Conditional::Plain) };
+            let rules = Rules { admission, ..Rules::default() };
+            let drafted = draft(&exchange, response.status, response.headers.clone(), &rules);
+            assert_eq!(drafted.refusal, expected, "{admission:?} {is_asked_again}");
+        };
+        check(Admission::First, false, None);
+        check(Admission::Second, false, Some(NotStored::AskedOnce));
+        check(Admission::Second, true, None);
     }
 
     #[test]

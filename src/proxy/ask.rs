@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::fields::surrogate;
 use crate::generation::Generation;
 use crate::key::{self, Address, BodyRule};
+use crate::policy::Admission;
 use crate::policy::reuse::Why;
 use crate::policy::settle::NotStored;
 use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
@@ -121,6 +122,18 @@ impl Ask {
     /// The present.
     pub fn now(&self) -> Timestamp {
         self.proxy.shared.clock.now()
+    }
+
+    /// Counts it among the requests for its key, where its route's admission depends on that.
+    pub fn count(&self) {
+        if self.caching().rules.admission == Admission::Second {
+            self.proxy.shared.asked.count(&self.address.key, self.now());
+        }
+    }
+
+    /// Whether its key was asked for before, where its route's admission depends on that.
+    pub fn is_asked_again(&self) -> bool {
+        self.caching().rules.admission == Admission::First || self.proxy.shared.asked.is_asked_again(&self.address.key)
     }
 
     /// How long it may wait behind others, in all.

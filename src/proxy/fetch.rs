@@ -146,6 +146,7 @@ impl Fetch {
             response_time,
             framing,
             jitter: fastrand::f64(),
+            is_asked_again: stored.is_some() || self.ask.is_asked_again(),
         };
         let rules = &self.ask.caching().rules;
         if self.ask.parts.method == Method::HEAD {

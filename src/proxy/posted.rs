@@ -80,7 +80,7 @@ impl Posted<'_> {
         let valid_at = proxy.shared.store.synced();
         head.provenance = ask.provenance(&head, self.synced).ok()?;
         let is_purged = proxy.shared.store.is_purged(&head, &ask.tags(), ask.now());
-        (!is_purged).then_some(Storable { ask, head, valid_at })
+        (!is_purged && ask.is_asked_again()).then_some(Storable { ask, head, valid_at })
     }
 
     /// The GET that the response answers; none where that GET would go elsewhere, pass the cache by, or be sent otherwise
@@ -123,6 +123,8 @@ impl Posted<'_> {
             response_time: proxy.shared.clock.now(),
             framing,
             jitter: fastrand::f64(),
+            // That is known once the GET is.
+            is_asked_again: true,
         };
         settle::storable_for_get(&exchange, &self.target.to_uri()?, &matched.route.caching.as_ref()?.rules)
     }

@@ -91,6 +91,9 @@ impl Share {
 
     /// Leads, follows, or goes alone.
     pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
+        if self.waits == 0 {
+            ask.count();
+        }
         // What was fetched since this request came and still must be validated would be so again after each wait.
         let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
         let is_spent = looked_up.is_uncacheable() || is_unshareable || self.waits >= WAITS_MAX;

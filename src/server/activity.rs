@@ -32,6 +32,8 @@ pub struct Activity {
     /// nobody else holds is used again. Held for a look through them.
     contents: Mutex<Vec<Arc<Since>>>,
     pace: Pace,
+    /// Bytes that came while there was no request, and that frames of control may answer; HTTP/2 only.
+    asked_idle: AtomicUsize,
     /// When the timer last looked for content held back; HTTP/2 only.
     checked_since: Since,
 }
@@ -124,13 +126,18 @@ impl Activity {
             progressed_since: Since::default(),
             contents: Mutex::default(),
             pace: Pace::default(),
+            asked_idle: AtomicUsize::new(0),
             checked_since: Since::default(),
         }
     }
 
     /// Bytes came from the client.
     pub fn received(&self, bytes: &[u8]) {
-        if bytes.is_empty() || self.requests.load(Relaxed) > 0 || self.is_http2.load(Relaxed) {
+        if bytes.is_empty() || self.requests.load(Relaxed) > 0 {
+            return;
+        }
+        if self.is_http2.load(Relaxed) {
+            self.asked_idle.fetch_add(bytes.len(), Relaxed);
             return;
         }
         if bytes.starts_with(b"PRI * HTTP/2") {
@@ -144,6 +151,7 @@ impl Activity {
     pub fn begin(self: &Arc<Self>, is_http2: bool) -> InFlight {
         self.requests.fetch_add(1, Relaxed);
         self.head_since.clear();
+        self.asked_idle.store(0, Relaxed);
         if is_http2 {
             // The preface may have come in pieces.
             self.is_http2.store(true, Relaxed);
@@ -186,7 +194,12 @@ impl Activity {
             return;
         }
         if self.requests.load(Relaxed) == 0 {
-            self.idle_since.set(self.accepted.elapsed());
+            // Answers to frames of control are no longer than those were.
+            let asked = self.asked_idle.load(Relaxed);
+            self.asked_idle.store(asked.saturating_sub(bytes), Relaxed);
+            if bytes > asked.saturating_add(CONTROL_FRAMES) {
+                self.idle_since.set(self.accepted.elapsed());
+            }
         } else if is_http2 {
             self.progressed_since.set(self.accepted.elapsed());
         }
@@ -340,6 +353,17 @@ mod tests {
         activity.received(b"\0\0\0\x04\x01\0\0\0\0");
         check(&activity, 11, AGAIN);
         check(&activity, 60, Timer::Idle);
+    }
+
+    #[test]
+    fn answers_to_frames_of_control_keep_no_connection_busy() {
+        let activity = http2();
+        activity.received(&[0; 1700]);
+        activity.idle_since.clear();
+        activity.write_progressed(1700);
+        assert!(!activity.idle_since.is_set());
+        activity.write_progressed(1700);
+        assert!(activity.idle_since.is_set());
     }
 
     #[test]

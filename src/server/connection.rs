@@ -29,6 +29,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the HTTP/2 library says where it ended a connection itself, and why.
 const FOUND: &str = "connection error detected: ";
 const EXCESS: &str = "excessive load";
+/// Bytes that HTTP/2 counts for a field besides name and value.
+const FIELD_OVERHEAD: usize = 32;
 /// The least that hyper takes for its read buffer.
 const BUFFER_MIN: usize = 8 << 10;
 
@@ -132,13 +134,16 @@ fn limit_of(error: &(dyn Error + 'static)) -> Option<Limit> {
 /// Time-outs of heads are [`Activity`]'s: hyper's would count a connection's idle time too.
 fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let head_bytes = usize::try_from(limits.header_size).unwrap_or(usize::MAX);
+    let head_bytes = head_bytes.saturating_add(limits.uri_length).saturating_add(1024);
+    // RFC 9113 §6.5.2 adds to each field.
+    let list_bytes = head_bytes.saturating_add(limits.header_count.saturating_mul(FIELD_OVERHEAD));
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_headers(limits.header_count)
-        .max_buf_size(head_bytes.saturating_add(limits.uri_length).saturating_add(1024).max(BUFFER_MIN))
+        .max_buf_size(head_bytes.max(BUFFER_MIN))
         .keep_alive(true)
         .half_close(false)
         .pipeline_flush(false);
@@ -146,7 +151,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.http2_streams)
-        .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(list_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(limits.http2_resets)
         .max_local_error_reset_streams(limits.http2_resets)
         .keep_alive_interval(PING_INTERVAL)
