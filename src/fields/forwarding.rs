@@ -48,6 +48,11 @@ pub fn is_ambiguous(name: &HeaderName) -> bool {
     !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
+/// Whether the field tells whose request it is. The upstream is sent one that no client's fields select by.
+pub fn is_address(name: &HeaderName) -> bool {
+    as_read(name.as_str(), |name| ADDRESSES.contains(&name))
+}
+
 /// Removes what is for proxies to send.
 pub fn remove_claims(fields: &mut HeaderMap) {
     remove_if(fields, is_claim);
@@ -63,7 +68,6 @@ pub fn remove_if(fields: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
 
 /// What the proxies in front say of the request itself, by name: the upstream may answer by it. Addresses are left out.
 pub fn claims(fields: &HeaderMap) -> Vec<(&HeaderName, Vec<u8>)> {
-    let is_address = |name: &HeaderName| as_read(name.as_str(), |name| ADDRESSES.contains(&name));
     let told = fields.iter().filter(|(name, _)| is_claim(name) && !is_address(name));
     let mut claims: Vec<_> = told
         .map(|(name, value)| match name.as_str() {

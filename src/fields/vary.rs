@@ -33,6 +33,22 @@ impl SelectingFields {
         Self::Names(names.into())
     }
 
+    /// With one more name.
+    #[must_use]
+    pub fn with(self, name: Option<HeaderName>) -> Self {
+        match (self, name) {
+            (Self::Names(names), Some(name)) => {
+                let at = names.partition_point(|known| known.as_str() < name.as_str());
+                let mut names = names.into_vec();
+                if names.get(at) != Some(&name) {
+                    names.insert(at, name);
+                }
+                Self::Names(names.into())
+            }
+            (unchanged, _) => unchanged,
+        }
+    }
+
     /// Without the names in `ignore` (the route's `vary.ignore`).
     #[must_use]
     pub fn without(self, ignore: &[HeaderName]) -> Self {
