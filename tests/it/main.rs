@@ -5,9 +5,11 @@
 mod broken;
 mod check_live;
 mod collapse;
+mod deception;
 mod fleet;
 mod fleet_collapse;
 mod keying;
+mod poisoning;
 mod protocols;
 mod purge_command;
 mod purging;

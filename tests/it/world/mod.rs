@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod redis;
 pub mod relay;
 pub mod sentinels;
+pub mod stage;
 
 use std::sync::Once;
 
@@ -18,6 +19,7 @@ pub use origin::{Origin, RawOrigin, reply};
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sentinels::Sentinels;
+pub use stage::Stage;
 
 /// A client that keeps connections, follows no redirects, and says HTTP/1.1.
 pub fn client() -> reqwest::Client {
