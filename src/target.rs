@@ -45,7 +45,7 @@ pub enum BadTarget {
     /// The host is missing, empty or not a valid host.
     Host,
     /// The path is not valid: it does not begin with `/`, has a control character, a backslash, a bad
-    /// percent-encoding, or an encoded slash or backslash beside a dot segment. Or the query has a control character.
+    /// percent-encoding, or an encoded slash or backslash, or a parameter (`;`), beside a dot segment. Or the query has a control character.
     Path,
 }
 
@@ -260,8 +260,12 @@ fn push_encoded(octet: u8, out: &mut String) {
     out.push(char::from(DIGITS[usize::from(octet & 15)]));
 }
 
-/// Whether a server that decodes `%2F` or `%5C` would see a dot segment in this one.
+/// Whether a server that decodes `%2F` or `%5C`, or takes off what stands behind `;`, would see a dot segment in this
+/// one.
 fn hides_dot_segment(segment: &str) -> bool {
+    if segment.starts_with(".;") || segment.starts_with("..;") {
+        return true;
+    }
     if !segment.contains("%2F") && !segment.contains("%5C") {
         return false;
     }
@@ -383,6 +387,8 @@ mod tests {
             "/%2e%2e%5c",
             "/a%2F..%2Fb",
             "/x%5c.",
+            "/a/..;/b",
+            "/%2e;x=1/b",
             "/a\nb",
             "/%\u{fc}",
         ] {

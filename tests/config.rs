@@ -215,6 +215,10 @@ fn mistakes_about_routes_are_told() {
         "6: route \"x\": status_ttl.404: \"x\" is not a duration; expected for example \"30s\"",
     );
     check_route(
+        "status_ttl = { 431 = \"1s\" }",
+        "6: route \"x\": status_ttl.431: \"1s\" is for a status that tells of one request alone, and is never stored",
+    );
+    check_route(
         "status_ttl = { 40 = \"1s\" }",
         "6: route \"x\": status_ttl: \"1s\" is for \"40\", not a status of 200 to 599",
     );
@@ -424,4 +428,18 @@ fn certificates_are_read_from_their_files() {
         &format!("[server.tls]\ncert = {key:?}\nkey = {key:?}"),
         &format!("5: server.tls.cert: {key:?} holds no certificates; expected a PEM file"),
     );
+}
+
+#[test]
+fn what_is_made_for_one_host_is_not_shared() {
+    let text = |host: &str| {
+        format!(
+            "[upstream.api]\nurl = \"http://127.0.0.1:3000\"\nhost = \"{host}\"\n\n\
+             [[route]]\nname = \"x\"\npath = \"/\"\nkey = {{ host = false }}\n"
+        )
+    };
+    let expected = "aside.toml:8: route \"x\": key.host: false would share what is made for one host; \
+                    expected an upstream whose host is not \"preserve\"";
+    assert_eq!(problems(&text("preserve")), [expected]);
+    assert_eq!(problems(&text("api.test")), Vec::<String>::new());
 }

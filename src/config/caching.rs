@@ -8,6 +8,7 @@ use http::{HeaderName, StatusCode, header};
 use super::keying;
 use super::reader::{Reader, unexpected_word};
 use super::units;
+use crate::policy::settle::is_of_one_request;
 use crate::policy::{Admission, ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
 use crate::route::{Caching, Collapse, Cookies, TagTemplate};
 
@@ -19,6 +20,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) credential_headers: &'s Arc<[HeaderName]>,
     /// The longest its upstream takes to a response's head.
     pub(super) patience: Duration,
+    /// Whether its upstream is sent the client's host.
+    pub(super) preserves_host: bool,
     /// Whether processes share a Redis.
     pub(super) with_redis: bool,
     /// The path's parameters; none in a profile, whose tags are checked with each route.
@@ -27,7 +30,7 @@ pub(super) struct Surroundings<'s> {
 
 /// Reads a route's caching keys.
 pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching {
-    let key = keying::key(around.route, &reader.table("key", "[route.key]"));
+    let key = keying::key(around.route, around.preserves_host, &reader.table("key", "[route.key]"));
     let authorization_keyed = key.headers.iter().any(|field| field.name == header::AUTHORIZATION);
     let rules = rules(reader, around, authorization_keyed);
     let vary = reader.table("vary", "[route.vary]");
@@ -92,6 +95,10 @@ fn status_ttl(reader: &Reader<'_>) -> Box<[(StatusCode, Duration)]> {
         let status = Some(name).filter(|it| it.len() == 3).and_then(|it| it.parse().ok());
         let status = status.filter(|status: &StatusCode| status.as_u16() >= 200 && status.as_u16() < 600);
         match (status, given.text().and_then(units::duration)) {
+            (Some(status), _) if is_of_one_request(status) => {
+                let what = "is for a status that tells of one request alone, and is never stored";
+                reader.problem(&format!("status_ttl.{name}"), &given, what);
+            }
             (Some(status), Some(ttl)) => all.push((status, ttl)),
             (None, _) => reader.problem("status_ttl", &given, &format!("is for {name:?}, not a status of 200 to 599")),
             (_, None) => reader.problem(&format!("status_ttl.{name}"), &given, units::DURATION),

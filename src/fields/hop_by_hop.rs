@@ -1,8 +1,8 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1) and never travel or get stored.
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPIRES, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderName};
 
@@ -23,10 +23,23 @@ const OWN: [HeaderName; 11] = [
 ];
 
 /// What `Connection` cannot take away: without these a message would mean something else than what was judged.
-const KEPT: [HeaderName; 6] = [AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE, HOST, SET_COOKIE];
+/// Without the tags, a purge would miss it.
+const KEPT: [HeaderName; 11] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONTENT_LENGTH,
+    COOKIE,
+    EXPIRES,
+    HOST,
+    SET_COOKIE,
+    VARY,
+    HeaderName::from_static("cache-groups"),
+    HeaderName::from_static("cache-tag"),
+    HeaderName::from_static("surrogate-key"),
+];
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
-/// name: Host, Cookie, Set-Cookie, Authorization, Cache-Control and Content-Length stay.
+/// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, and tags stay.
 pub fn remove(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         for name in named_by_connection(fields) {

@@ -12,6 +12,7 @@ use super::invalidate::{is_same_origin, resolve};
 use super::lifetime::Origin;
 pub use super::parts::combine;
 use super::reuse::usable_on_error;
+pub use super::storable::is_of_one_request;
 use super::storable::{Draft, draft};
 use super::validate::Conditional;
 use super::{Rules, freshen, parts};

@@ -245,8 +245,7 @@ impl Fetch {
 /// Whether a status tells of the upstream's health or of this one request: the next may be answered otherwise, so it
 /// never sets hit-for-miss.
 fn is_of_moment(status: StatusCode) -> bool {
-    let of_request = [400, 408, 413, 414, 417, 425, 429, 431];
-    status.is_server_error() || of_request.contains(&status.as_u16())
+    status.is_server_error() || settle::is_of_one_request(status)
 }
 
 /// How the end of the content is known (RFC 9112 §6.3).

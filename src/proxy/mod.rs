@@ -144,6 +144,10 @@ impl Proxy {
                 Decision::GatewayTimeout => {
                     return Answer::generated(StatusCode::GATEWAY_TIMEOUT, Detail::OnlyIfCached);
                 }
+                // What came while it waited is as new as the request's own directives can ask for.
+                Decision::Validate(stored, Why::Request) if share.has_waited_for(&stored) => {
+                    return looked_up.serve(&ask, &stored, None, collapsed);
+                }
                 Decision::Validate(stored, why) => (Some(stored), why),
                 Decision::Forward(why) => (None, why),
             };

@@ -14,7 +14,7 @@ use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::{Posted, Sent};
 use super::{Incomer, Proxy, fetch, forward, invalidate, serve};
-use crate::fields::{hop_by_hop, range};
+use crate::fields::range;
 use crate::generation::Generation;
 use crate::key::BodyRule;
 use crate::policy::reuse::Why;
@@ -74,11 +74,12 @@ impl Proxy {
         if range::names_too_many(&passing.parts.headers) {
             self.shared.telemetry.limited(Limit::Ranges);
         }
+        // What cannot be keyed passes as it came. Without content everything can.
+        let original = (!content.is_empty()).then(|| passing.parts.headers.clone());
         // What the key is made of is what the upstream is sent.
-        hop_by_hop::remove(&mut passing.parts.headers);
-        caching.key.reduce(&mut passing.parts.headers);
-        let fields = &passing.parts.headers;
-        match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {
+        forward::reduce(&mut passing.parts.headers, &passing.sender, &route, caching, !content.is_empty());
+        let claims = passing.sender.claims(&passing.parts.headers);
+        match caching.key.address(&passing.parts.method, &passing.target, &passing.parts.headers, &claims, &content) {
             Ok(address) => {
                 let query = caching.key.query(passing.target.query());
                 let Passing { generation, target, sender, parts, .. } = passing;
@@ -87,6 +88,9 @@ impl Proxy {
             }
             Err(_unkeyed) => {
                 passing.content.put_back(content);
+                if let Some(original) = original {
+                    passing.parts.headers = original;
+                }
                 passing.bypass.detail = Some(Detail::RequestBody);
                 Err(Box::new(passing))
             }

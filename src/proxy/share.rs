@@ -89,13 +89,18 @@ impl Share {
         }
     }
 
+    /// Whether the request has waited, and what is stored came after it.
+    pub fn has_waited_for(&self, stored: &StoredResponse) -> bool {
+        self.waits > 0 && stored.response_time >= self.arrived
+    }
+
     /// Leads, follows, or goes alone.
     pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
         if self.waits == 0 {
             ask.count();
         }
         // What was fetched since this request came and still must be validated would be so again after each wait.
-        let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
+        let is_unshareable = stored.is_some_and(|stored| self.has_waited_for(stored));
         let is_spent = looked_up.is_uncacheable() || is_unshareable || self.waits >= WAITS_MAX;
         if is_spent || ask.caching().collapse == Collapse::Off || !is_shareable(ask) {
             return Step::Fetch(None);
@@ -174,7 +179,9 @@ impl Share {
         let head = Some(Arc::clone(&fill.head));
         let decision = decide(&ask.parts, head, false, Why::UriMiss, &ask.caching().rules, ask.now());
         let is_purged = ask.proxy.shared.store.is_purged(&fill.head, &ask.tags(), ask.now());
-        if matches!(decision, Decision::Serve(..)) && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
+        // What comes while it waits is as new as the request's own directives can ask for.
+        let serves = matches!(decision, Decision::Serve(..) | Decision::Validate(_, Why::Request));
+        if serves && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
     }
 }
 

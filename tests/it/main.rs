@@ -5,12 +5,14 @@
 mod broken;
 mod check_live;
 mod collapse;
+mod deception;
 mod fleet;
 mod fleet_collapse;
 mod framing;
 mod http2_floods;
 mod keying;
 mod limits;
+mod poisoning;
 mod protocols;
 mod purge_command;
 mod purging;

@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod redis;
 pub mod relay;
 pub mod sentinels;
+pub mod stage;
 
 use std::sync::Once;
 
@@ -20,6 +21,7 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sentinels::Sentinels;
+pub use stage::Stage;
 
 /// A client that keeps connections, follows no redirects, and says HTTP/1.1.
 pub fn client() -> reqwest::Client {

@@ -61,6 +61,14 @@ impl Proxy {
         serde_json::from_str(&text).expect("JSON")
     }
 
+    /// Waits, bounded, until it has Redis.
+    pub async fn until_redis_is_up(&self) {
+        let begun = std::time::Instant::now();
+        while self.stats().await["redis"]["state"] != "up" {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10), "redis was not reached");
+        }
+    }
+
     /// Stops it; its access log lines.
     pub fn stopped_lines(self) -> Vec<String> {
         self.running.shutdown();
