@@ -62,6 +62,7 @@ pub enum Detail {
     Uncacheable,
     RedisUnavailable,
     CorruptRecord,
+    ServingLimit,
     Purged,
     // hits
     StaleWhileRevalidate,
@@ -211,7 +212,7 @@ const fn fwd(why: Why) -> &'static str {
 
 impl Detail {
     /// Every detail but the reasons not to store, in the order of its counter.
-    pub const PLAIN: [Self; 22] = [
+    pub const PLAIN: [Self; 23] = [
         Self::NoRoute,
         Self::CacheOff,
         Self::Cookie,
@@ -222,6 +223,7 @@ impl Detail {
         Self::Uncacheable,
         Self::RedisUnavailable,
         Self::CorruptRecord,
+        Self::ServingLimit,
         Self::Purged,
         Self::StaleWhileRevalidate,
         Self::StaleIfError,
@@ -249,6 +251,7 @@ impl Detail {
             Self::Uncacheable => "uncacheable",
             Self::RedisUnavailable => "redis-unavailable",
             Self::CorruptRecord => "corrupt-record",
+            Self::ServingLimit => "serving-limit",
             Self::Purged => "purged",
             Self::StaleWhileRevalidate => "stale-while-revalidate",
             Self::StaleIfError => "stale-if-error",
