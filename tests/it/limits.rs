@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -605,7 +605,7 @@ async fn without_file_descriptors_accepting_waits_and_goes_on() {
     // On the connection that it has, it serves on.
     let stats =
         async || -> serde_json::Value { serde_json::from_str(&get(&client, &url("/cache-stats")).await.body).unwrap() };
-    let before = proxy.processor_seconds();
+    let (before, begun) = (proxy.processor_seconds(), Instant::now());
     let waiting = async {
         while stats().await["limits"]["descriptors"].as_u64().unwrap() < 3 {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -614,6 +614,8 @@ async fn without_file_descriptors_accepting_waits_and_goes_on() {
     timeout(PATIENCE, waiting).await.expect("it pauses more than once");
     let spent = proxy.processor_seconds() - before;
     assert!(spent < 0.5, "{spent} s of processor time while nothing can be accepted");
+    let (pauses, elapsed) = (stats().await["limits"]["descriptors"].as_f64().unwrap(), begun.elapsed().as_secs_f64());
+    assert!(pauses < 10.0 + elapsed * 20.0, "{pauses} in {elapsed} s is no pause");
     assert_eq!(get(&client, &url("/a")).await.cache_status.split("; ttl").next(), Some("aside; hit"));
     drop(held);
     let fresh = crate::world::client();
