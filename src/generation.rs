@@ -80,6 +80,8 @@ pub struct Shared {
     pub tunnels: TaskTracker,
     /// The room for bodies being stored.
     pub filling: Arc<Filling>,
+    /// The room for bodies out of Redis that memory does not take.
+    pub serving: Arc<Filling>,
     /// The problems of the last refused reload.
     pub last_error: ArcSwap<Option<String>>,
     /// When the process started.
@@ -93,6 +95,7 @@ impl Shared {
         let workers = config.server.threads;
         let store = Store::new(&config.store, workers, clock.clone(), Arc::clone(&telemetry));
         let filling = Arc::new(Filling::new(config.max_filling));
+        let serving = Arc::new(Filling::new(config.max_serving));
         let started_at = clock.now();
         let first = Generation::new(config, None, workers, &telemetry, started_at)?;
         Ok(Self {
@@ -105,6 +108,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             filling,
+            serving,
             last_error: ArcSwap::from_pointee(None),
             started_at,
             workers,

@@ -95,6 +95,30 @@ fn a_mistake_is_told_with_its_line_and_what_was_expected() {
 }
 
 #[test]
+fn a_limit_that_cannot_be_is_told() {
+    check(
+        "[server.limits]\nconnections_per_address = 2000000",
+        "5: server.limits.connections_per_address: 2000000 is not a whole number in range; expected 0 to 1000000",
+    );
+    check(
+        "[server.limits]\nbody_rate_min = \"fast\"",
+        "5: server.limits.body_rate_min: \"fast\" is not a size; expected for example \"64 KiB\"",
+    );
+    check(
+        "[server.limits]\nhttp2_streams = 0",
+        "5: server.limits.http2_streams: 0 is not a whole number in range; expected 1 to 10000",
+    );
+    check_route(
+        "collapse_waiters = 0",
+        "6: route \"x\": collapse_waiters: 0 is not a whole number in range; expected 1 to 10000000",
+    );
+    check_route(
+        "admission = \"third\"",
+        "6: route \"x\": admission: \"third\" is not expected here; expected \"first\" or \"second\"",
+    );
+}
+
+#[test]
 fn mistakes_about_redis_are_told_without_its_password() {
     check("[redis]\nprefix = \"x\"", "4: redis: no url; expected for example url = \"redis://127.0.0.1:6379\"");
     check(

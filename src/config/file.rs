@@ -82,9 +82,8 @@ fn config(root: &Reader<'_>) -> Option<Config> {
         purge_slots,
         redis,
     };
-    let config =
-        Config { server: server.config, admin, log, store, max_filling: memory.max_filling, upstreams, routes, fixed };
-    Some(config)
+    let store::Memory { max_filling, max_serving, .. } = memory;
+    Some(Config { server: server.config, admin, log, store, max_filling, max_serving, upstreams, routes, fixed })
 }
 
 /// A top-level table; an absent one is as if it were empty.

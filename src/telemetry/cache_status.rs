@@ -63,6 +63,7 @@ pub enum Detail {
     Uncacheable,
     RedisUnavailable,
     CorruptRecord,
+    ServingLimit,
     Purged,
     // hits
     StaleWhileRevalidate,
@@ -224,6 +225,7 @@ impl Detail {
         Self::Uncacheable,
         Self::RedisUnavailable,
         Self::CorruptRecord,
+        Self::ServingLimit,
         Self::Purged,
         Self::StaleWhileRevalidate,
         Self::StaleIfError,
@@ -252,6 +254,7 @@ impl Detail {
             Self::Uncacheable => "uncacheable",
             Self::RedisUnavailable => "redis-unavailable",
             Self::CorruptRecord => "corrupt-record",
+            Self::ServingLimit => "serving-limit",
             Self::Purged => "purged",
             Self::StaleWhileRevalidate => "stale-while-revalidate",
             Self::StaleIfError => "stale-if-error",
