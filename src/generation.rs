@@ -9,6 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::collapse::Inflight;
 use crate::config::{Config, ServerConfig};
 use crate::proxy::fill::{Filling, News};
+use crate::proxy::rounds::Pseudonym;
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub tunnels: TaskTracker,
     /// The room for bodies being stored.
     pub filling: Arc<Filling>,
+    /// By which a request is known that this process has sent.
+    pub pseudonym: Pseudonym,
     /// The problems of the last refused reload.
     pub last_error: ArcSwap<Option<String>>,
     /// When the process started.
@@ -101,6 +104,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             filling,
+            pseudonym: Pseudonym::random(),
             last_error: ArcSwap::from_pointee(None),
             started_at,
             workers,

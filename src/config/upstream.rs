@@ -1,5 +1,6 @@
 //! `[upstream.*]`: the servers that requests go to, and how much patience there is with them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -102,6 +103,20 @@ fn url(text: &str) -> Result<Uri, String> {
     }
     Authority::parse(authority.as_str(), scheme).map_err(|_| URL.to_owned())?;
     Ok(uri)
+}
+
+/// Whether `url` leads to a listener at `address`, as far as can be told without asking.
+pub(super) fn is_at(url: &Uri, address: SocketAddr) -> bool {
+    let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    if url.port_u16().unwrap_or(default) != address.port() {
+        return false;
+    }
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let listens = address.ip().to_canonical();
+    match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) => ip == listens || (listens.is_unspecified() && ip.is_loopback()),
+        Err(_name) => host.eq_ignore_ascii_case("localhost") && (listens.is_unspecified() || listens.is_loopback()),
+    }
 }
 
 fn host(reader: &Reader<'_>) -> HostRule {

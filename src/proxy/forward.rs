@@ -9,10 +9,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 
 use super::Interim;
 use super::ask::Sender;
+use super::rounds::Pseudonym;
 use crate::fields::hop_by_hop;
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
 use crate::target::Target;
+use crate::upstream::OnInterim;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -39,8 +41,9 @@ const UNTRUSTED: [&str; 16] = [
 ];
 
 /// The fields HTTP itself needs, whatever `forward_headers` lists.
-const NEEDED: [&str; 10] = [
+const NEEDED: [&str; 12] = [
     "accept-encoding",
+    "cdn-loop",
     "content-encoding",
     "content-length",
     "content-type",
@@ -50,11 +53,18 @@ const NEEDED: [&str; 10] = [
     "if-range",
     "if-unmodified-since",
     "range",
+    "via",
 ];
 
 /// The fields for the upstream. `caching` is given for a request that the cache may answer: its unkeyed cookies stay
 /// behind.
-pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Option<&Caching>) -> HeaderMap {
+pub fn fields(
+    parts: &Parts,
+    sender: &Sender,
+    route: Option<&Route>,
+    caching: Option<&Caching>,
+    own: &Pseudonym,
+) -> HeaderMap {
     let mut fields = parts.headers.clone();
     hop_by_hop::remove(&mut fields);
     fields.remove(HOST);
@@ -75,6 +85,7 @@ pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Op
     if let Some(route) = route {
         route.request_headers.apply(&mut fields);
     }
+    own.sign(&mut fields);
     fields
 }
 
@@ -97,13 +108,13 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 /// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
 pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender) {
     let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
-    hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::EARLY_HINTS {
-            let mut fields = response.headers().clone();
+    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+        if status == StatusCode::EARLY_HINTS {
+            let mut fields = fields.clone();
             hop_by_hop::remove(&mut fields);
             sink.send(number, StatusCode::EARLY_HINTS, &fields);
         }
-    });
+    }));
 }
 
 fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {

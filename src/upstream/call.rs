@@ -15,9 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use super::balance::Candidate;
 use super::body::Holds;
 use super::error::Failure;
+use super::interim::Interims;
 use super::outgoing::{Progress, Source};
 use super::server::{Attempt, Server};
 use super::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
+
+const TOO_MANY_INTERIMS: &str = "too many interim responses";
 
 /// Indices of servers that this call asks no more.
 type Tried = SmallVec<[usize; 4]>;
@@ -76,10 +79,13 @@ impl Call<'_> {
         let asked_upgrade = head.headers().contains_key(UPGRADE);
         let client = server.client(self.worker, head.headers());
         let mut request = head.map(|()| self.source.body());
+        let interims = Interims::of(&mut request);
         let mut connection = capture_connection(&mut request);
         let timeout = self.options.first_byte_timeout.unwrap_or(self.upstream.config.first_byte_timeout);
-        let response = await_head(client.request(request), &mut connection, timeout, self.source.progress()).await?;
-        if let Some(fault) = framing::fault(&response, asked_upgrade) {
+        let response = client.request(request);
+        let response = await_head(response, &mut connection, &interims, timeout, self.source.progress()).await?;
+        let fault = framing::fault(&response, asked_upgrade);
+        if let Some(fault) = fault.or_else(|| interims.are_too_many().then_some(TOO_MANY_INTERIMS)) {
             // Where one response ends and the next begins is uncertain: nothing more is read from this connection.
             if let Some(connection) = connection.connection_metadata().as_ref() {
                 connection.poison();
@@ -112,6 +118,7 @@ impl Upstream {
 async fn await_head(
     mut response: ResponseFuture,
     connection: &mut CaptureConnection,
+    interims: &Interims,
     timeout: Duration,
     progress: &Progress,
 ) -> Result<Response<Incoming>, Failure> {
@@ -122,8 +129,11 @@ async fn await_head(
     let begun = Instant::now();
     let mut deadline = begun + timeout;
     loop {
-        if let Ok(result) = timeout_at(deadline, &mut response).await {
-            return result.map_err(explain);
+        match timeout_at(deadline, select(&mut response, pin!(interims.exceeded()))).await {
+            Ok(Either::Left((result, _))) => return result.map_err(explain),
+            // Giving up the response closes its connection.
+            Ok(Either::Right(_)) => return Err(Failure::sent(UpstreamError::Protocol, TOO_MANY_INTERIMS)),
+            Err(_elapsed) => {}
         }
         let now = Instant::now();
         deadline = progress.upstream_waited_for_since(begun, now) + timeout;

@@ -28,7 +28,7 @@ const POOL_IDLE_MAX: usize = 256;
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// Bytes of a response head, and of the read buffer. hyper bounds the number of fields at 100.
+/// Bytes of the read buffer, which bounds a head before it is judged.
 const HEAD_MAX: usize = 128 * 1024;
 /// What a response may fill before its reader takes it; bounds the memory that slow readers hold.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;

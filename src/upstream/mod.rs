@@ -7,6 +7,7 @@ mod connect;
 mod error;
 mod framing;
 mod health;
+mod interim;
 mod outgoing;
 mod probe;
 mod room;
@@ -23,6 +24,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use self::balance::Turn;
 pub use self::body::ResponseBody;
 pub use self::error::UpstreamError;
+pub use self::interim::OnInterim;
 pub use self::probe::{Reached, probe};
 use self::room::Room;
 use self::server::Server;
@@ -152,7 +154,7 @@ impl Upstream {
     }
 
     /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but
-    /// for Host. Extensions reach hyper (`on_informational`, upgrades). `worker` selects the pool.
+    /// for Host. Extensions reach hyper (upgrades), but for [`OnInterim`]. `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
     /// have been written is never sent again. The call's place is held until the response's content ends or is

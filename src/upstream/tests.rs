@@ -157,10 +157,10 @@ async fn interim_responses_reach_the_callback() {
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = Arc::clone(&seen);
     let mut request = get("/");
-    hyper::ext::on_informational(&mut request, move |response| {
-        let link = response.headers()["link"].to_str().expect("text").to_owned();
-        log.lock().unwrap().push(format!("{} {link}", response.status().as_u16()));
-    });
+    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+        let link = fields["link"].to_str().expect("text").to_owned();
+        log.lock().unwrap().push(format!("{} {link}", status.as_u16()));
+    }));
     let response = fetch(&upstream, request).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*seen.lock().unwrap(), ["103 </a.css>"]);

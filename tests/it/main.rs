@@ -19,5 +19,6 @@ mod redis_trouble;
 mod reload;
 mod serving;
 mod unsafe_methods;
+mod upstream_framing;
 mod upstreams;
 mod world;
