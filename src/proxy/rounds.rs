@@ -25,7 +25,9 @@ impl Pseudonym {
     pub fn has_signed(&self, fields: &HeaderMap) -> bool {
         fields.get_all(CDN_LOOP).iter().any(|line| {
             let mut names = line.as_bytes().split(|byte| *byte == b',');
-            names.any(|info| info.split(|byte| *byte == b';').next().is_some_and(|id| id.trim_ascii() == self.0.as_bytes()))
+            names.any(|info| {
+                info.split(|byte| *byte == b';').next().is_some_and(|id| id.trim_ascii() == self.0.as_bytes())
+            })
         })
     }
 }

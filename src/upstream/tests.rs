@@ -36,7 +36,9 @@ pub(super) fn config(urls: &[String]) -> UpstreamConfig {
         retries: 1,
         max_concurrent: 0,
         max_pending: 0,
+        resolve_interval: Duration::from_secs(30),
         breaker: Breaker { failures: 5, open: Duration::from_secs(3600) },
+        health: None,
         tls: Arc::new(tls),
         fingerprint: 0,
     }
@@ -48,8 +50,16 @@ fn telemetry() -> Arc<Telemetry> {
 }
 
 pub(super) fn upstream(config: UpstreamConfig) -> Arc<Upstream> {
-    let upstreams = Upstreams::new(vec![config], 1, None, &telemetry());
-    Arc::clone(upstreams.find("api").expect("just made"))
+    looking_up(config, roster::system())
+}
+
+/// The same with names of the test's own. It is tended until the test's runtime ends.
+#[allow(clippy::disallowed_methods, reason = "it ends with the test")]
+pub(super) fn looking_up(config: UpstreamConfig, lookup: Lookup) -> Arc<Upstream> {
+    let upstream = Arc::new(Upstream::new(config, 1, &telemetry(), lookup, None));
+    let tended = Arc::clone(&upstream);
+    tokio::spawn(async move { tended.tend().await });
+    upstream
 }
 
 fn content(bytes: &'static str) -> RequestBody {
@@ -215,7 +225,7 @@ async fn content_that_breaks_off_ends_in_an_error() {
         let response = fetch(&upstream, get("/")).await.expect("a head");
         assert!(response.into_body().collect().await.is_err(), "{answer}");
         assert_eq!(upstream.stats()[0].failures, 1);
-        assert_eq!(upstream.servers[0].in_flight(), 0);
+        assert_eq!(upstream.roster.now()[0].in_flight(), 0);
     }
 }
 
@@ -263,7 +273,7 @@ async fn a_server_that_says_nothing_is_given_up() {
     let options = CallOptions { first_byte_timeout: Some(SOON), ..CallOptions::default() };
     let error = upstream.fetch(0, get("/"), &options).await.err();
     assert_eq!(error, Some(UpstreamError::FirstByteTimeout));
-    assert_eq!(upstream.servers[0].in_flight(), 0);
+    assert_eq!(upstream.roster.now()[0].in_flight(), 0);
 }
 
 #[tokio::test]
