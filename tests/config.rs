@@ -194,7 +194,8 @@ fn mistakes_about_upstreams_are_told() {
 fn an_upstream_that_is_the_proxy_itself_is_refused() {
     let check = |listen: &str, url: &str, is_refused: bool| {
         let problems = problems(&format!("[server]\nlisten = \"{listen}\"\n[upstream.a]\nurl = \"{url}\"\n"));
-        let expected = format!("aside.toml:3: upstream \"a\": {url}/ is where this proxy itself listens; expected another server");
+        let expected =
+            format!("aside.toml:3: upstream \"a\": {url}/ is where this proxy itself listens; expected another server");
         assert_eq!(problems, Vec::from_iter(is_refused.then_some(expected)), "{listen} {url}");
     };
     check("127.0.0.1:8080", "http://127.0.0.1:8080", true);
