@@ -192,3 +192,195 @@ fn name_of(url: &Uri) -> Option<(Box<str>, u16)> {
     let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
     (!is_address).then(|| (host.into(), url.port_u16().unwrap_or(default)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::tests::{answering, config, fetch, get, looking_up, refusing, telemetry, text};
+    use super::super::{Upstream, UpstreamConfig, UpstreamError};
+    use super::*;
+
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const OFTEN: Duration = Duration::from_millis(5);
+
+    /// Names as a test says, and how often they were looked up.
+    #[derive(Clone, Default)]
+    struct Names {
+        addresses: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+        lookups: Arc<AtomicUsize>,
+    }
+
+    impl Names {
+        fn of(addresses: &[SocketAddr]) -> Self {
+            let names = Self::default();
+            names.become_known(addresses);
+            names
+        }
+
+        fn become_known(&self, addresses: &[SocketAddr]) {
+            *self.addresses.lock().unwrap() = Some(addresses.to_vec());
+        }
+
+        fn fail(&self) {
+            *self.addresses.lock().unwrap() = None;
+        }
+
+        fn lookup(&self) -> Lookup {
+            let names = self.clone();
+            Arc::new(move |name, port| {
+                assert_eq!((name, port), ("backend.test", 81));
+                names.lookups.fetch_add(1, Ordering::SeqCst);
+                let found = names.addresses.lock().unwrap().clone();
+                Box::pin(async move { found.ok_or_else(|| io::Error::other("no such name")) })
+            })
+        }
+
+        async fn looked_up_again(&self) {
+            let before = self.lookups.load(Ordering::SeqCst);
+            until(|| self.lookups.load(Ordering::SeqCst) >= before + 2).await;
+        }
+    }
+
+    async fn until(holds: impl Fn() -> bool) {
+        let reached = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reached).await.expect("it comes to pass");
+    }
+
+    fn named(resolve_interval: Duration) -> UpstreamConfig {
+        UpstreamConfig { resolve_interval, ..config(&["http://backend.test:81".to_owned()]) }
+    }
+
+    async fn serving() -> (SocketAddr, Arc<AtomicUsize>) {
+        let (url, count) = answering(OK).await;
+        (url.strip_prefix("http://").unwrap().parse().unwrap(), count)
+    }
+
+    fn addresses(upstream: &Upstream) -> Vec<SocketAddr> {
+        upstream.stats().into_iter().filter_map(|stats| stats.address).collect()
+    }
+
+    #[tokio::test]
+    async fn every_address_of_a_name_is_a_server() {
+        let ([first, second], counts) = {
+            let (first, second) = (serving().await, serving().await);
+            ([first.0, second.0], [first.1, second.1])
+        };
+        let names = Names::of(&[second, first, second]);
+        let upstream = looking_up(named(Duration::from_secs(3600)), names.lookup());
+        for _ in 0..6 {
+            assert_eq!(text(fetch(&upstream, get("/")).await.expect("a response")).await, "ok");
+        }
+        assert_eq!(counts.map(|count| count.load(Ordering::SeqCst)), [3, 3]);
+        assert_eq!(names.lookups.load(Ordering::SeqCst), 1, "requests look nothing up");
+        let expected = if first < second { [first, second] } else { [second, first] };
+        assert_eq!(addresses(&upstream), expected);
+        assert!(upstream.stats().iter().all(|stats| stats.url == "http://backend.test:81" && stats.state == "up"));
+    }
+
+    #[tokio::test]
+    async fn addresses_come_and_go_and_those_that_stay_keep_what_is_known_of_them() {
+        let ((first, _), (second, _)) = (serving().await, serving().await);
+        let names = Names::of(&[first]);
+        let upstream = looking_up(named(OFTEN), names.lookup());
+        fetch(&upstream, get("/")).await.expect("a response");
+        let server = Arc::clone(&upstream.roster.now()[0]);
+        names.become_known(&[first, second]);
+        until(|| addresses(&upstream).len() == 2).await;
+        assert!(upstream.roster.now().iter().any(|it| Arc::ptr_eq(it, &server)));
+        names.become_known(&[second]);
+        until(|| addresses(&upstream) == [second]).await;
+        assert_eq!(text(fetch(&upstream, get("/")).await.expect("a response")).await, "ok");
+        assert_eq!(server.stats().requests, 1, "who has gone is not asked");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_no_longer_found_keeps_its_addresses() {
+        let (address, _) = serving().await;
+        let names = Names::of(&[address]);
+        let upstream = looking_up(named(OFTEN), names.lookup());
+        fetch(&upstream, get("/")).await.expect("a response");
+        for fail in [true, false] {
+            if fail {
+                names.fail()
+            } else {
+                names.become_known(&[])
+            }
+            names.looked_up_again().await;
+            assert_eq!(addresses(&upstream), [address]);
+            fetch(&upstream, get("/")).await.expect("a response");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_never_found_is_asked_for_in_the_background_alone() {
+        let names = Names::default();
+        let upstream = looking_up(named(Duration::from_secs(3600)), names.lookup());
+        for _ in 0..1000 {
+            assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::Connect));
+        }
+        assert_eq!(names.lookups.load(Ordering::SeqCst), 1);
+        assert_eq!(upstream.stats()[0].state, "unresolved");
+        let (address, _) = serving().await;
+        names.become_known(&[address]);
+        until(|| addresses(&upstream) == [address]).await;
+        fetch(&upstream, get("/")).await.expect("it is found long before the interval has passed");
+    }
+
+    #[tokio::test]
+    async fn the_first_requests_wait_for_the_first_look_within_the_connect_timeout() {
+        let (address, _) = serving().await;
+        let slow: Lookup = Arc::new(move |_, _| {
+            Box::pin(async move {
+                // This is the resolver's slowness itself.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok(vec![address])
+            })
+        });
+        let upstream = looking_up(named(OFTEN), slow);
+        assert_eq!(text(fetch(&upstream, get("/")).await.expect("a response")).await, "ok");
+        let never: Lookup = Arc::new(|_, _| Box::pin(std::future::pending()));
+        let impatient = UpstreamConfig { connect_timeout: Duration::from_millis(50), ..named(OFTEN) };
+        assert_eq!(fetch(&looking_up(impatient, never), get("/")).await.err(), Some(UpstreamError::Connect));
+    }
+
+    #[tokio::test]
+    async fn a_changed_configuration_goes_on_with_the_addresses_that_were_known() {
+        let (address, _) = serving().await;
+        let names = Names::of(&[address]);
+        let upstream = looking_up(named(OFTEN), names.lookup());
+        fetch(&upstream, get("/")).await.expect("a response");
+        names.fail();
+        let changed = UpstreamConfig { retries: 7, ..named(OFTEN) };
+        let next = Upstream::new(changed, 1, &telemetry(), names.lookup(), Some(&upstream.roster));
+        assert_eq!(addresses(&next), [address]);
+        fetch(&next, get("/")).await.expect("a response, before anybody looks");
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_among_others_is_passed_over() {
+        let (address, _) = serving().await;
+        let dead: SocketAddr = refusing().await.strip_prefix("http://").unwrap().parse().unwrap();
+        let upstream = looking_up(named(OFTEN), Names::of(&[dead, address]).lookup());
+        for _ in 0..10 {
+            assert_eq!(text(fetch(&upstream, get("/")).await.expect("a response")).await, "ok");
+        }
+    }
+
+    #[test]
+    fn only_names_are_looked_up() {
+        let check = |url: &str, expected: Option<(&str, u16)>| {
+            let name = name_of(&url.parse().unwrap());
+            assert_eq!(name.as_ref().map(|(name, port)| (&**name, *port)), expected, "{url}");
+        };
+        check("http://a.test", Some(("a.test", 80)));
+        check("https://a.test", Some(("a.test", 443)));
+        check("https://localhost:1", Some(("localhost", 1)));
+        check("http://127.0.0.1:1", None);
+        check("http://[::1]:1", None);
+    }
+}

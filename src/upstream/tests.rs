@@ -44,7 +44,7 @@ pub(super) fn config(urls: &[String]) -> UpstreamConfig {
     }
 }
 
-fn telemetry() -> Arc<Telemetry> {
+pub(super) fn telemetry() -> Arc<Telemetry> {
     let log = LogConfig { level: Level::Error, format: Format::Text, access: AccessLog::Off };
     Arc::new(Telemetry::new(log, Clock::System).expect("telemetry"))
 }
@@ -110,7 +110,7 @@ where
 }
 
 /// A server that writes `answer` to each first request of a connection, counts, and closes.
-async fn answering(answer: &'static str) -> (String, Arc<AtomicUsize>) {
+pub(super) async fn answering(answer: &'static str) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let url = raw(move |mut stream, _| {
@@ -130,7 +130,7 @@ pub(super) async fn holding(answer: &'static str) -> String {
 }
 
 /// A URL where nobody listens.
-async fn refusing() -> String {
+pub(super) async fn refusing() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     format!("http://{}", listener.local_addr().expect("an address"))
 }

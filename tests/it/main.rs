@@ -21,5 +21,6 @@ mod serving;
 mod unsafe_methods;
 mod upstream_faults;
 mod upstream_framing;
+mod upstream_health;
 mod upstreams;
 mod world;
