@@ -263,6 +263,18 @@ fn mistakes_about_routes_are_told() {
         "request_headers = { set = { host = \"x\" } }",
         "6: route \"x\": request_headers.set.host: \"x\" is for a field that the connection decides; expected another one",
     );
+    for edit in ["{ remove = [\"CDN-Loop\"] }", "{ set = { cdn-loop = \"x\" } }"] {
+        check_route(
+            &format!("request_headers = {edit}"),
+            &format!(
+                "6: route \"x\": request_headers: {edit} changes CDN-Loop, by which loops are found; expected other fields"
+            ),
+        );
+    }
+    check_route(
+        "response_headers = { set = { x-a = \"a\\r\\nset-cookie: b\" } }",
+        "6: route \"x\": response_headers.set.x-a: \"a\\r\\nset-cookie: b\" is not a field value; expected one line of text",
+    );
     check_route(
         "tags = [\"p:{no}\"]",
         "6: route \"x\": tags: \"p:{no}\" is not a tag here: the tag \"p:{no}\" has {no}, the path has [id]",

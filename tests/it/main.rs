@@ -19,6 +19,7 @@ mod redis_trouble;
 mod reload;
 mod serving;
 mod unsafe_methods;
+mod upstream_choice;
 mod upstream_faults;
 mod upstream_framing;
 mod upstream_health;
