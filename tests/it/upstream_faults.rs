@@ -421,3 +421,54 @@ async fn a_head_changes_no_body() {
     let after = get(&client, &url).await;
     assert!(!after.cache_status.contains("; hit"), "the HEAD told that it is another: {after:?}");
 }
+
+#[tokio::test]
+async fn what_an_upstream_declares_is_served_as_declared() {
+    let origin = Origin::start(|seen| async move {
+        let control = ("cache-control", "max-age=60, stale-if-error=600");
+        match (seen.target.as_str(), seen.nth) {
+            ("/encoded", _) => reply(200, &[control, ("content-encoding", "gzip")], "not gzip at all"),
+            (_, 0) => reply(200, &[control], "whole"),
+            (_, 1) => reply(500, &[control], "bad"),
+            _ => reply(200, &[control, ("x-empty", "yes")], ""),
+        }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    for cached in [false, true] {
+        let answer = client.get(proxy.url("/encoded")).header("accept-encoding", "gzip").send().await.unwrap();
+        assert_eq!(field(&answer, "cache-status").contains("; hit"), cached);
+        assert_eq!(field(&answer, "content-encoding"), "gzip");
+        assert_eq!(answer.text().await.unwrap(), "not gzip at all");
+    }
+    for expected in ["whole", "whole", ""] {
+        assert_eq!(get(&client, &proxy.url("/emptied")).await.body, expected);
+        proxy.clock.advance(Duration::from_secs(61));
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_body_without_end_waits_no_longer_than_the_route_says() {
+    let origin = RawOrigin::start(|mut stream, head| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+        if head.contains("patient") {
+            let _ = stream.write_all(b"0\r\n\r\n").await;
+        }
+        // It drips for as long as anybody listens.
+        while stream.write_all(b"1\r\nx\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let route = one_route(&origin.url(), "ttl = \"1m\"\ncollapse_wait = \"300ms\"");
+    let proxy = Proxy::start(&format!("[server]\ndrain_timeout = \"100ms\"\n\n{route}"));
+    let (client, url) = (client(), proxy.url("/endless"));
+    let mut leader = client.get(&url).send().await.unwrap();
+    assert_eq!(leader.chunk().await.unwrap().unwrap(), "x");
+    let begun = Instant::now();
+    let followers = join_all((0..10).map(|_| client.get(&url).header("user-agent", "patient").send())).await;
+    for follower in followers {
+        assert_eq!(follower.unwrap().text().await.unwrap(), "x");
+    }
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert!(leader.chunk().await.unwrap().is_some(), "the leader reads on");
+}

@@ -248,3 +248,52 @@ async fn bare_line_feeds_are_read_and_never_sent_on() {
     assert!(answer.contains("\r\nx-a: 1\r\n") && answer.contains("\r\nx-b: 2\r\n"), "{answer}");
     assert_eq!(answer.matches('\n').count(), answer.matches("\r\n").count(), "{answer}");
 }
+
+#[tokio::test]
+async fn an_answer_that_came_before_its_request_leaves_none_behind() {
+    let answer = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{body}");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = Proxy::start(&one_route(&format!("http://{address}"), ROUTE));
+    let (client, url) = (client(), proxy.url("/first"));
+    let hasty = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.write_all(answer("early").as_bytes()).await;
+        // The request, or the end of what the proxy does not trust.
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(answer("first").as_bytes()).await;
+        stream
+    };
+    let (first, stream) = tokio::join!(get(&client, &url), hasty);
+    assert!(first.status == 502 || first.body == "early" || first.body == "first", "{first:?}");
+    let url = proxy.url("/second");
+    let honest = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(answer("clean").as_bytes()).await;
+        stream
+    };
+    let (second, _stream) = tokio::join!(get(&client, &url), honest);
+    assert_eq!(second.body, "clean");
+    drop(stream);
+}
+
+#[tokio::test]
+async fn http_1_0_is_understood_and_its_open_ends_are_not_stored() {
+    for (answer, is_stored) in [
+        ("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nhello", true),
+        ("HTTP/1.0 200 OK\r\n\r\nhello", false),
+        ("HTTP/1.0 200 OK\r\nconnection: keep-alive\r\n\r\nhello", false),
+        ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello", false),
+    ] {
+        let origin = RawOrigin::start(move |mut stream, _head| async move {
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+        let proxy = Proxy::start(&one_route(&origin.url(), ROUTE));
+        for _ in 0..2 {
+            let got = get(&client(), &proxy.url("/a")).await;
+            assert_eq!((got.status, got.body.as_str()), (200, "hello"), "{answer}");
+        }
+        assert_eq!(origin.count(), if is_stored { 1 } else { 2 }, "{answer}");
+    }
+}

@@ -169,7 +169,8 @@ async fn checks_are_made_where_they_are_configured_and_as_long() {
     let path = folder.path().join("aside.toml");
     std::fs::write(&path, toml(&[&patient], "")).unwrap();
     let proxy = Proxy::start_file(path.clone());
-    assert_eq!(get(&client(), &proxy.url("/a")).await.body, "it");
+    let client = client();
+    assert_eq!(get(&client, &proxy.url("/a")).await.body, "it");
     assert_eq!(patient.origin.seen().len(), 1, "nothing that no client caused");
     std::fs::write(&path, toml(&[&patient], "health = { path = \"/health\", interval = \"5ms\" }")).unwrap();
     proxy.running.reload().unwrap();
@@ -183,7 +184,7 @@ async fn checks_are_made_where_they_are_configured_and_as_long() {
     // One may have been under way.
     let before = patient.checks() + 1;
     for _ in 0..50 {
-        get(&client(), &proxy.url("/a")).await;
+        get(&client, &proxy.url("/a")).await;
     }
     assert!(patient.checks() <= before, "{} checks, {before} before", patient.checks());
 }
