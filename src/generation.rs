@@ -9,6 +9,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::collapse::Inflight;
 use crate::config::{Config, ServerConfig};
 use crate::proxy::fill::{Filling, News};
+use crate::proxy::rounds::Pseudonym;
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::store::asked::Asked;
@@ -82,6 +83,8 @@ pub struct Shared {
     pub filling: Arc<Filling>,
     /// The room for bodies out of Redis that memory does not take.
     pub serving: Arc<Filling>,
+    /// By which a request is known that this process has sent.
+    pub pseudonym: Pseudonym,
     /// The problems of the last refused reload.
     pub last_error: ArcSwap<Option<String>>,
     /// When the process started.
@@ -109,6 +112,7 @@ impl Shared {
             tunnels: TaskTracker::new(),
             filling,
             serving,
+            pseudonym: Pseudonym::random(),
             last_error: ArcSwap::from_pointee(None),
             started_at,
             workers,

@@ -69,6 +69,25 @@ pub enum Event {
         upstream: String,
         server: String,
     },
+    ServerUnhealthy {
+        upstream: String,
+        server: String,
+        cause: String,
+    },
+    ServerHealthy {
+        upstream: String,
+        server: String,
+    },
+    NameNotFound {
+        upstream: String,
+        name: String,
+        cause: String,
+    },
+    AddressesFound {
+        upstream: String,
+        name: String,
+        addresses: Vec<String>,
+    },
     Purged {
         way: &'static str,
         kind: &'static str,
@@ -133,6 +152,10 @@ impl Event {
             Self::UpstreamFailed { .. } => ("upstream_failed", Warn, "upstream failed"),
             Self::ServerEjected { .. } => ("server_ejected", Warn, "upstream server ejected"),
             Self::ServerRestored { .. } => ("server_restored", Info, "upstream server restored"),
+            Self::ServerUnhealthy { .. } => ("server_unhealthy", Warn, "upstream server fails its checks"),
+            Self::ServerHealthy { .. } => ("server_healthy", Info, "upstream server passes its checks again"),
+            Self::NameNotFound { .. } => ("name_not_found", Warn, "name not found, what was known of it stays"),
+            Self::AddressesFound { .. } => ("addresses_found", Info, "the addresses of a name"),
             Self::Purged { .. } => ("purged", Info, "purged"),
             Self::PurgeRefused { .. } => ("purge_refused", Warn, "a purge order in redis is not one"),
             Self::RevalidationFailed { .. } => ("revalidation_failed", Warn, "background revalidation failed"),
@@ -165,8 +188,19 @@ impl Event {
                 ("error", text(failure(*error))),
                 ("cause", text(cause)),
             ],
-            Self::ServerEjected { upstream, server } | Self::ServerRestored { upstream, server } => {
+            Self::ServerEjected { upstream, server }
+            | Self::ServerRestored { upstream, server }
+            | Self::ServerHealthy { upstream, server } => {
                 vec![("upstream", text(upstream)), ("server", text(server))]
+            }
+            Self::ServerUnhealthy { upstream, server, cause } => {
+                vec![("upstream", text(upstream)), ("server", text(server)), ("cause", text(cause))]
+            }
+            Self::NameNotFound { upstream, name, cause } => {
+                vec![("upstream", text(upstream)), ("name", text(name)), ("cause", text(cause))]
+            }
+            Self::AddressesFound { upstream, name, addresses } => {
+                vec![("upstream", text(upstream)), ("name", text(name)), ("addresses", addresses.join(", ").into())]
             }
             Self::Purged { way, kind, tags, number, unacknowledged, took } => {
                 let mut fields = vec![("way", text(way)), ("kind", text(kind)), ("tags", text(tags))];
