@@ -14,6 +14,8 @@ mod purging;
 mod redis;
 mod redis_access;
 mod redis_faults;
+mod redis_lost;
+mod redis_refusals;
 mod redis_rights;
 mod redis_topology;
 mod redis_trouble;
