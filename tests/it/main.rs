@@ -15,6 +15,7 @@ mod redis;
 mod redis_access;
 mod redis_faults;
 mod redis_lost;
+mod redis_poison;
 mod redis_refusals;
 mod redis_rights;
 mod redis_topology;
