@@ -7,6 +7,7 @@ mod check_live;
 mod collapse;
 mod fleet;
 mod fleet_collapse;
+mod hostile_hosts;
 mod keying;
 mod protocols;
 mod purge_command;
