@@ -403,7 +403,7 @@ fn certificates_are_read_from_their_files() {
          [upstream.a]\nurl = \"https://localhost\"\nca = {cert:?}\ncert = {cert:?}\nkey = {key:?}\n"
     ));
     let alpn = [b"h2".to_vec(), b"http/1.1".to_vec()];
-    assert_eq!(config.server.listen[0].tls.clone().unwrap().alpn_protocols, alpn);
+    assert_eq!(config.server.listen[0].tls.clone().unwrap().config.alpn_protocols, alpn);
     assert_eq!(config.upstreams[0].tls.alpn_protocols, alpn);
     check(&format!("[server.tls]\ncert = {cert:?}"), "4: server.tls: `cert` and `key` belong together; expected both");
     check(

@@ -15,6 +15,7 @@ use super::interim::InterimQueue;
 use super::occupancy::Place;
 use super::service::Service;
 use super::socket::ClientSocket;
+use super::vouched::Vouched;
 use super::worker::Worker;
 use crate::config::Limits;
 use crate::proxy::Connection;
@@ -38,9 +39,12 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) {
         Ok(stream) => {
             let connection = Connection { peer: accepted.peer, scheme: accepted.speech.scheme };
             match &accepted.speech.tls {
-                None => drive(&worker, stream, connection, accepted.place).await,
-                Some(tls) => match handshake(&worker, tls.accept(stream)).await {
-                    Ok(stream) => drive(&worker, stream, connection, accepted.place).await,
+                None => drive(&worker, stream, connection, None, accepted.place).await,
+                Some((tls, certificate)) => match handshake(&worker, tls.accept(stream)).await {
+                    Ok(stream) => {
+                        let vouched = Vouched::of(stream.get_ref().1, certificate);
+                        drive(&worker, stream, connection, vouched, accepted.place).await
+                    }
                     Err(error) => Err(error),
                 },
             }
@@ -67,7 +71,13 @@ where
     }
 }
 
-async fn drive<S>(worker: &Arc<Worker>, stream: S, connection: Connection, place: Place) -> Result<(), String>
+async fn drive<S>(
+    worker: &Arc<Worker>,
+    stream: S,
+    connection: Connection,
+    vouched: Option<Vouched>,
+    place: Place,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -77,6 +87,7 @@ where
     let service = Arc::new(Service {
         proxy: Arc::clone(&worker.proxy),
         connection,
+        vouched,
         activity: Arc::clone(&activity),
         interim: queue,
     });

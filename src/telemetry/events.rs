@@ -1,5 +1,6 @@
 //! What happens outside requests: one enum, logged and counted in one place.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -71,6 +72,9 @@ pub enum Event {
     },
     Purged {
         way: &'static str,
+        /// Who ordered it, where one is known.
+        by: Option<IpAddr>,
+        everything: bool,
         kind: &'static str,
         tags: String,
         number: u64,
@@ -133,7 +137,8 @@ impl Event {
             Self::UpstreamFailed { .. } => ("upstream_failed", Warn, "upstream failed"),
             Self::ServerEjected { .. } => ("server_ejected", Warn, "upstream server ejected"),
             Self::ServerRestored { .. } => ("server_restored", Info, "upstream server restored"),
-            Self::Purged { .. } => ("purged", Info, "purged"),
+            Self::Purged { everything: true, .. } => ("purged_all", Warn, "purged everything"),
+            Self::Purged { everything: false, .. } => ("purged", Info, "purged"),
             Self::PurgeRefused { .. } => ("purge_refused", Warn, "a purge order in redis is not one"),
             Self::RevalidationFailed { .. } => ("revalidation_failed", Warn, "background revalidation failed"),
             Self::BodyTruncated { .. } => ("body_truncated", Warn, "upstream broke off its response"),
@@ -168,8 +173,10 @@ impl Event {
             Self::ServerEjected { upstream, server } | Self::ServerRestored { upstream, server } => {
                 vec![("upstream", text(upstream)), ("server", text(server))]
             }
-            Self::Purged { way, kind, tags, number, unacknowledged, took } => {
-                let mut fields = vec![("way", text(way)), ("kind", text(kind)), ("tags", text(tags))];
+            Self::Purged { way, by, everything: _, kind, tags, number, unacknowledged, took } => {
+                let mut fields = vec![("way", text(way))];
+                fields.extend(by.map(|by| ("by", by.to_string().into())));
+                fields.extend([("kind", text(kind)), ("tags", text(tags))]);
                 fields.push(("number", (*number).into()));
                 fields.push(("acknowledged", unacknowledged.is_none().into()));
                 fields.extend(unacknowledged.as_deref().map(|why| ("reason", text(why))));
