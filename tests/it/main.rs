@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin_plane;
 mod broken;
 mod check_live;
 mod collapse;
