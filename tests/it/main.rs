@@ -20,6 +20,7 @@ mod redis_topology;
 mod redis_trouble;
 mod reload;
 mod serving;
+mod soak;
 mod unsafe_methods;
 mod upstreams;
 mod world;
