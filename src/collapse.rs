@@ -1,23 +1,45 @@
 //! One fetch per key in this process: who leads, who follows, and how followers are freed.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::key::CacheKey;
+use crate::telemetry::limits::Limit;
 
 /// Enough that workers seldom meet on one lock.
 const SHARDS: usize = 64;
 
-/// Maps a key to the channel on which its leader publishes; a lock is held for one map operation.
-type Shard<T> = Mutex<HashMap<CacheKey, watch::Receiver<Option<T>>>>;
+/// The fetches of some keys; a lock is held for one map operation.
+type Shard<T> = Mutex<HashMap<CacheKey, Led<T>>>;
+
+/// A key's fetch.
+#[derive(Debug)]
+struct Led<T> {
+    /// Where its leader publishes.
+    news: watch::Receiver<Option<T>>,
+    /// Who waits for it.
+    waiters: Arc<AtomicUsize>,
+}
 
 /// The fetches in flight. `T` is what a leader tells its followers.
 #[derive(Debug)]
 pub struct Inflight<T> {
     shards: Box<[Shard<T>]>,
+    /// Who waits, for whatever key.
+    waiters: Arc<AtomicUsize>,
+}
+
+/// How many may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitersMax {
+    /// For one key.
+    pub of_key: usize,
+    /// For all.
+    pub in_all: usize,
 }
 
 /// What a request does about a key that is not usable from the store.
@@ -27,6 +49,8 @@ pub enum Turn<T> {
     Lead(Lease<T>),
     /// Another does.
     Follow(Follower<T>),
+    /// Another does, and as many wait as may.
+    Full(Limit),
 }
 
 /// The duty to fetch for a key. Dropping it frees the followers and lets the next request lead.
@@ -41,6 +65,24 @@ pub struct Lease<T> {
 #[derive(Debug)]
 pub struct Follower<T> {
     news: watch::Receiver<Option<T>>,
+    _counted: [Counted; 2],
+}
+
+/// One of those who wait; counted until dropped.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn below(count: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
+        let counted = Self(Arc::clone(count));
+        (count.fetch_add(1, Relaxed) < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// How a wait behind a leader ended.
@@ -56,20 +98,32 @@ pub enum Wait<T> {
 
 impl<T: Clone> Default for Inflight<T> {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), waiters: Arc::default() }
     }
 }
 
 impl<T: Clone> Inflight<T> {
-    /// Leads where nobody does, else follows.
-    pub fn join(self: &Arc<Self>, key: CacheKey) -> Turn<T> {
+    /// Leads where nobody does, else follows, where not too many do.
+    pub fn join(self: &Arc<Self>, key: CacheKey, max: WaitersMax) -> Turn<T> {
         let mut shard = self.shard(&key);
-        if let Some(news) = shard.get(&key) {
-            return Turn::Follow(Follower { news: news.clone() });
+        if let Some(led) = shard.get(&key) {
+            let Some(of_key) = Counted::below(&led.waiters, max.of_key) else {
+                return Turn::Full(Limit::CollapseWaiters);
+            };
+            let Some(in_all) = Counted::below(&self.waiters, max.in_all) else { return Turn::Full(Limit::Waiters) };
+            return Turn::Follow(Follower { news: led.news.clone(), _counted: [of_key, in_all] });
         }
         let (news, receiver) = watch::channel(None);
-        shard.insert(key, receiver);
+        shard.insert(key, Led { news: receiver, waiters: Arc::default() });
         Turn::Lead(Lease { inflight: Arc::clone(self), key, news })
+    }
+
+    /// Leads where nobody does.
+    pub fn lead(self: &Arc<Self>, key: CacheKey) -> Option<Lease<T>> {
+        match self.join(key, WaitersMax { of_key: 0, in_all: 0 }) {
+            Turn::Lead(lease) => Some(lease),
+            Turn::Follow(_) | Turn::Full(_) => None,
+        }
     }
 
     /// How many keys are being fetched.
@@ -84,7 +138,7 @@ impl<T: Clone> Inflight<T> {
 }
 
 impl<T> Inflight<T> {
-    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, watch::Receiver<Option<T>>>> {
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Led<T>>> {
         let index = usize::from(key.as_bytes()[0]) % SHARDS;
         // A panic elsewhere cannot leave a map half changed, so poison tells nothing.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,6 +178,8 @@ mod tests {
         CacheKey::from_bytes([byte; 32])
     }
 
+    const ANY: WaitersMax = WaitersMax { of_key: 9, in_all: 9 };
+
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)
     }
@@ -131,9 +187,9 @@ mod tests {
     #[tokio::test]
     async fn only_the_first_leads_and_its_end_frees_the_rest() {
         let inflight: Arc<Inflight<u8>> = Arc::default();
-        let Turn::Lead(lease) = inflight.join(key(1)) else { panic!("the first must lead") };
-        let Turn::Follow(mut follower) = inflight.join(key(1)) else { panic!("the second must follow") };
-        assert!(matches!(inflight.join(key(2)), Turn::Lead(_)), "another key is not concerned");
+        let Turn::Lead(lease) = inflight.join(key(1), ANY) else { panic!("the first must lead") };
+        let Turn::Follow(mut follower) = inflight.join(key(1), ANY) else { panic!("the second must follow") };
+        assert!(matches!(inflight.join(key(2), ANY), Turn::Lead(_)), "another key is not concerned");
         drop(lease);
         assert_eq!(follower.wait(soon()).await, Wait::Freed);
         assert!(inflight.is_empty());
@@ -142,10 +198,10 @@ mod tests {
     #[tokio::test]
     async fn news_reach_followers_who_come_before_and_after() {
         let inflight: Arc<Inflight<u8>> = Arc::default();
-        let Turn::Lead(lease) = inflight.join(key(1)) else { panic!("the first must lead") };
-        let Turn::Follow(mut before) = inflight.join(key(1)) else { panic!("the second must follow") };
+        let Turn::Lead(lease) = inflight.join(key(1), ANY) else { panic!("the first must lead") };
+        let Turn::Follow(mut before) = inflight.join(key(1), ANY) else { panic!("the second must follow") };
         lease.publish(7);
-        let Turn::Follow(mut after) = inflight.join(key(1)) else { panic!("the third must follow") };
+        let Turn::Follow(mut after) = inflight.join(key(1), ANY) else { panic!("the third must follow") };
         assert_eq!(before.wait(soon()).await, Wait::News(7));
         assert_eq!(after.wait(soon()).await, Wait::News(7));
         drop(lease);
@@ -155,8 +211,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_at_its_deadline() {
         let inflight: Arc<Inflight<u8>> = Arc::default();
-        let Turn::Lead(_lease) = inflight.join(key(1)) else { panic!("the first must lead") };
-        let Turn::Follow(mut follower) = inflight.join(key(1)) else { panic!("the second must follow") };
+        let Turn::Lead(_lease) = inflight.join(key(1), ANY) else { panic!("the first must lead") };
+        let Turn::Follow(mut follower) = inflight.join(key(1), ANY) else { panic!("the second must follow") };
         assert_eq!(follower.wait(soon()).await, Wait::TimedOut);
+    }
+
+    #[test]
+    fn only_so_many_wait_for_a_key_and_in_all() {
+        let inflight: Arc<Inflight<u8>> = Arc::default();
+        let _leases = [1, 2].map(|byte| inflight.lead(key(byte)).expect("the first must lead"));
+        let join = |byte| inflight.join(key(byte), WaitersMax { of_key: 2, in_all: 3 });
+        let first = [join(1), join(1)];
+        assert!(first.iter().all(|turn| matches!(turn, Turn::Follow(_))));
+        assert!(matches!(join(1), Turn::Full(Limit::CollapseWaiters)));
+        let other = join(2);
+        assert!(matches!(other, Turn::Follow(_)));
+        assert!(matches!(join(2), Turn::Full(Limit::Waiters)));
+        drop((first, other));
+        assert_eq!(inflight.waiters.load(Relaxed), 0);
+        assert!(matches!(join(1), Turn::Follow(_)));
     }
 }

@@ -12,6 +12,7 @@ use crate::config::{Config, ServerConfig};
 use crate::proxy::fill::{Filling, News};
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
+use crate::store::asked::Asked;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::RouteCounters;
 use crate::upstream::Upstreams;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub clock: Clock,
     /// The fetches in flight.
     pub inflight: Arc<Inflight<News>>,
+    /// What was asked for lately, for routes with `admission = "second"`.
+    pub asked: Asked,
     /// Fills and background revalidations, which drain waits for.
     pub tasks: TaskTracker,
     /// Upgraded connections.
@@ -100,6 +103,7 @@ impl Shared {
             telemetry,
             clock,
             inflight: Arc::default(),
+            asked: Asked::default(),
             tasks: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             filling,

@@ -151,6 +151,20 @@ fn mistakes_about_redis_are_told_without_its_password() {
 }
 
 #[test]
+fn a_mac_key_is_a_secret_and_long_enough() {
+    check(
+        "[redis]\nurl = \"redis://a\"\nmac_key = \"0123456789abcdef\"",
+        "6: redis.mac_key: a secret is not written into the file; expected \"env:NAME\" or \"file:PATH\"",
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "0123456789abcde\n").unwrap();
+    check(
+        &format!("[redis]\nurl = \"redis://a\"\nmac_key = \"file:{}\"", file.path().display()),
+        "6: redis.mac_key: is too short; expected a secret of at least 16 bytes, the same in every process",
+    );
+}
+
+#[test]
 fn mistakes_about_upstreams_are_told() {
     let two = |url: &str, expected: &str| {
         check(&format!("[upstream.b]\nurl = {url}\n[server]\nfallback = \"api\""), expected)
@@ -199,6 +213,10 @@ fn mistakes_about_routes_are_told() {
     check_route(
         "status_ttl = { 404 = \"x\" }",
         "6: route \"x\": status_ttl.404: \"x\" is not a duration; expected for example \"30s\"",
+    );
+    check_route(
+        "status_ttl = { 431 = \"1s\" }",
+        "6: route \"x\": status_ttl.431: \"1s\" is for a status that tells of one request alone, and is never stored",
     );
     check_route(
         "status_ttl = { 40 = \"1s\" }",
@@ -413,4 +431,18 @@ fn certificates_are_read_from_their_files() {
         &format!("[server.tls]\ncert = {key:?}\nkey = {key:?}"),
         &format!("5: server.tls.cert: {key:?} holds no certificates; expected a PEM file"),
     );
+}
+
+#[test]
+fn what_is_made_for_one_host_is_not_shared() {
+    let text = |host: &str| {
+        format!(
+            "[upstream.api]\nurl = \"http://127.0.0.1:3000\"\nhost = \"{host}\"\n\n\
+             [[route]]\nname = \"x\"\npath = \"/\"\nkey = {{ host = false }}\n"
+        )
+    };
+    let expected = "aside.toml:8: route \"x\": key.host: false would share what is made for one host; \
+                    expected an upstream whose host is not \"preserve\"";
+    assert_eq!(problems(&text("preserve")), [expected]);
+    assert_eq!(problems(&text("api.test")), Vec::<String>::new());
 }

@@ -162,6 +162,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::redis::Seal;
 
     fn config() -> RedisConfig {
         RedisConfig {
@@ -175,6 +176,7 @@ mod tests {
             timeout: Duration::from_millis(50),
             max_object: 1,
             compress: true,
+            seal: Seal::plain(),
         }
     }
 

@@ -8,7 +8,8 @@ use http::{HeaderName, StatusCode, header};
 use super::keying;
 use super::reader::{Reader, unexpected_word};
 use super::units;
-use crate::policy::{ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
+use crate::policy::settle::is_of_one_request;
+use crate::policy::{Admission, ClientCacheControl, IgnoreOrigin, Rules, SetCookie, TtlMode};
 use crate::route::{Caching, Collapse, Cookies, TagTemplate};
 
 /// What a route's caching takes from elsewhere.
@@ -19,6 +20,8 @@ pub(super) struct Surroundings<'s> {
     pub(super) credential_headers: &'s Arc<[HeaderName]>,
     /// The longest its upstream takes to a response's head.
     pub(super) patience: Duration,
+    /// Whether its upstream is sent the client's host.
+    pub(super) preserves_host: bool,
     /// Whether processes share a Redis.
     pub(super) with_redis: bool,
     /// The path's parameters; none in a profile, whose tags are checked with each route.
@@ -27,7 +30,7 @@ pub(super) struct Surroundings<'s> {
 
 /// Reads a route's caching keys.
 pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching {
-    let key = keying::key(around.route, &reader.table("key", "[route.key]"));
+    let key = keying::key(around.route, around.preserves_host, &reader.table("key", "[route.key]"));
     let authorization_keyed = key.headers.iter().any(|field| field.name == header::AUTHORIZATION);
     let rules = rules(reader, around, authorization_keyed);
     let vary = reader.table("vary", "[route.vary]");
@@ -43,6 +46,7 @@ pub(super) fn caching(reader: &Reader<'_>, around: &Surroundings<'_>) -> Caching
         max_object: reader.size("max_object", "8 MiB"),
         collapse: collapse(reader, around),
         collapse_wait: reader.given_duration("collapse_wait", Some(&patience)).unwrap_or(around.patience),
+        collapse_waiters: reader.whole("collapse_waiters", 10_000, 1..=10_000_000),
         uncacheable_for: reader.duration("uncacheable_for", "10s"),
         tags: tags(reader, "tags", around.params),
         invalidates: tags(reader, "invalidates", around.params),
@@ -61,6 +65,7 @@ fn rules(reader: &Reader<'_>, around: &Surroundings<'_>, authorization_keyed: bo
         status_ttl: status_ttl(reader),
         ttl_jitter: reader.fraction("ttl_jitter", 0.1),
         ignore_origin: ignore_origin(reader),
+        admission: reader.choice("admission", &[("first", Admission::First), ("second", Admission::Second)]),
         keep: reader.duration("keep", "60s"),
         stale_while_revalidate: reader.duration("stale_while_revalidate", "0s"),
         stale_if_error: reader.duration("stale_if_error", "60s"),
@@ -90,6 +95,10 @@ fn status_ttl(reader: &Reader<'_>) -> Box<[(StatusCode, Duration)]> {
         let status = Some(name).filter(|it| it.len() == 3).and_then(|it| it.parse().ok());
         let status = status.filter(|status: &StatusCode| status.as_u16() >= 200 && status.as_u16() < 600);
         match (status, given.text().and_then(units::duration)) {
+            (Some(status), _) if is_of_one_request(status) => {
+                let what = "is for a status that tells of one request alone, and is never stored";
+                reader.problem(&format!("status_ttl.{name}"), &given, what);
+            }
             (Some(status), Some(ttl)) => all.push((status, ttl)),
             (None, _) => reader.problem("status_ttl", &given, &format!("is for {name:?}, not a status of 200 to 599")),
             (_, None) => reader.problem(&format!("status_ttl.{name}"), &given, units::DURATION),

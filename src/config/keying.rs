@@ -7,8 +7,8 @@ use crate::key::{BodyRule, Choices, KeyHeader, KeyRules, QueryRule, TRACKING};
 
 const FIELD: &str = "is not a field name; expected one, or { name = \"…\", choices = [..], default = \"…\" }";
 
-/// Reads the table of a route.
-pub(super) fn key(route: &str, reader: &Reader<'_>) -> KeyRules {
+/// Reads the table of a route, whose upstream may be sent the client's host.
+pub(super) fn key(route: &str, preserves_host: bool, reader: &Reader<'_>) -> KeyRules {
     let bodies = [("none", BodyRule::None), ("raw", BodyRule::Raw), ("json", BodyRule::Json)];
     let rules = KeyRules {
         route: route.into(),
@@ -20,6 +20,16 @@ pub(super) fn key(route: &str, reader: &Reader<'_>) -> KeyRules {
         body: reader.choice("body", &bodies),
         body_max: reader.size("body_max", "64 KiB"),
     };
+    if !rules.host
+        && preserves_host
+        && let Some(given) = reader.given("host")
+    {
+        reader.problem(
+            "host",
+            &given,
+            "would share what is made for one host; expected an upstream whose host is not \"preserve\"",
+        );
+    }
     reader.finish();
     rules
 }

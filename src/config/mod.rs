@@ -160,12 +160,24 @@ pub struct Limits {
     pub uri_length: usize,
     /// Connections at one time; above it accepting waits.
     pub connections: usize,
+    /// The same of one address (of IPv6: of one /64) that is no trusted proxy's; above it they are closed; 0: no bound.
+    pub connections_per_address: usize,
     /// Until a request head is complete.
     pub header_timeout: Duration,
     /// A connection without a request.
     pub idle_timeout: Duration,
     /// Between bytes of a request's content.
     pub body_idle_timeout: Duration,
+    /// Bytes a second of a request's content, while it is waited for `body_idle_timeout`; 0: no bound.
+    pub body_rate_min: u64,
+    /// Bytes a second that a client takes of its answers, while it is waited for `idle_timeout`; 0: no bound.
+    pub answer_rate_min: u64,
+    /// Requests that wait behind another's fetch; above it 503.
+    pub waiters: usize,
+    /// Streams of an HTTP/2 connection at one time.
+    pub http2_streams: u32,
+    /// Streams of an HTTP/2 connection reset and not yet forgotten; above it the connection is closed.
+    pub http2_resets: usize,
 }
 
 /// `[admin]`, checked.

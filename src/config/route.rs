@@ -9,7 +9,7 @@ use super::reader::{Given, Reader, field_name, nearest};
 use super::server::{Server, host};
 use super::{units, upstream};
 use crate::route::{FieldEdits, ForwardFields, Route, pattern_params};
-use crate::upstream::UpstreamConfig;
+use crate::upstream::{HostRule, UpstreamConfig};
 
 /// What routes refer to.
 pub(super) struct Context<'c> {
@@ -68,9 +68,8 @@ fn settings(name: &str, reader: &Reader<'_>, context: &Context<'_>, params: Opti
     let upstream = upstream_name(reader, context);
     let methods = methods(reader);
     let first_byte_timeout = reader.given_duration("first_byte_timeout", None);
-    let patience = upstream::find(context.upstreams, &upstream)
-        .map(|upstream| upstream::patience(upstream, first_byte_timeout))
-        .unwrap_or_default();
+    let found = upstream::find(context.upstreams, &upstream);
+    let patience = found.map(|upstream| upstream::patience(upstream, first_byte_timeout)).unwrap_or_default();
     let strip_prefix = strip_prefix(reader);
     let request_headers = edits(reader, "request_headers");
     let response_headers = edits(reader, "response_headers");
@@ -83,6 +82,7 @@ fn settings(name: &str, reader: &Reader<'_>, context: &Context<'_>, params: Opti
         targeted_fields: &context.server.targeted_fields,
         credential_headers: &context.server.credential_headers,
         patience,
+        preserves_host: found.is_some_and(|upstream| upstream.host == HostRule::Preserve),
         with_redis: context.with_redis,
         params,
     };

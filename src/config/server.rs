@@ -147,9 +147,15 @@ fn limits(reader: &Reader<'_>) -> Limits {
         header_count: reader.whole("header_count", 100, 1..=10_000),
         uri_length: usize::try_from(reader.size("uri_length", "8 KiB")).unwrap_or(usize::MAX),
         connections: reader.whole("connections", 10_000, 1..=1_000_000),
+        connections_per_address: reader.whole("connections_per_address", 2500, 0..=1_000_000),
         header_timeout: reader.positive_duration("header_timeout", "10s"),
         idle_timeout: reader.positive_duration("idle_timeout", "60s"),
         body_idle_timeout: reader.positive_duration("body_idle_timeout", "30s"),
+        body_rate_min: reader.size("body_rate_min", "1 KiB"),
+        answer_rate_min: reader.size("answer_rate_min", "1 KiB"),
+        waiters: reader.whole("waiters", 50_000, 1..=10_000_000),
+        http2_streams: u32::try_from(reader.whole("http2_streams", 100, 1..=10_000)).unwrap_or(u32::MAX),
+        http2_resets: reader.whole("http2_resets", 64, 1..=10_000),
     };
     reader.finish();
     limits

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reader::{Given, Reader};
 use super::server::secret;
 use super::{tls, units};
-use crate::store::redis::RedisConfig;
+use crate::store::redis::{RedisConfig, Seal};
 
 /// `[memory]`, checked; all in bytes.
 pub(super) struct Memory {
@@ -20,6 +20,8 @@ pub(super) struct Memory {
 const RESIDENCE: Duration = Duration::from_secs(5);
 /// Two polls of the ledger: with less, what is followed well would not be believed.
 const RESIDENCE_MIN: Duration = Duration::from_secs(2);
+/// The shortest `mac_key` in bytes.
+const MAC_KEY_MIN: usize = 16;
 /// The default of `purge.slots`, and its bounds.
 const SLOTS: u32 = 1 << 20;
 const SLOTS_RANGE: RangeInclusive<u32> = 1 << 10..=1 << 24;
@@ -63,11 +65,12 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
     let max_object = reader.size("max_object", "8 MiB");
     let compress = reader.boolean("compress", true);
     let encrypted = url.as_deref().is_some_and(RedisConfig::is_encrypted);
+    let mac_key = mac_key(reader);
     let client = tls::client(reader, encrypted, false);
     reader.finish();
     let url = url?;
-    let secrets = [&password, &sentinel_password].map(|secret| secret.as_deref().unwrap_or_default());
-    let mut material = [url.as_str(), secrets[0], secrets[1], ""].join("\n").into_bytes();
+    let secrets = [&password, &sentinel_password, &mac_key].map(|secret| secret.as_deref().unwrap_or_default());
+    let mut material = [url.as_str(), secrets[0], secrets[1], secrets[2], ""].join("\n").into_bytes();
     material.extend(client.iter().flat_map(|client| &client.material));
     let tls = client.filter(|_| encrypted).map(|client| client.config);
     let config = RedisConfig {
@@ -81,6 +84,7 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
         timeout,
         max_object,
         compress,
+        seal: mac_key.map_or_else(Seal::plain, |key| Seal::keyed(&key)),
     };
     let given = reader.given("url")?;
     match config.problem() {
@@ -92,6 +96,20 @@ pub(super) fn redis(reader: &Reader<'_>) -> Option<(RedisConfig, Vec<u8>)> {
         }
         None => Some((config, material)),
     }
+}
+
+/// What records are sealed with, long enough not to be guessed.
+fn mac_key(reader: &Reader<'_>) -> Option<String> {
+    let key = secret(reader, "mac_key")?;
+    if key.len() >= MAC_KEY_MIN {
+        return Some(key);
+    }
+    if let Some(given) = reader.given("mac_key") {
+        let what =
+            format!("is too short; expected a secret of at least {MAC_KEY_MIN} bytes, the same in every process");
+        reader.notes.problem(given.line, format!("{}: {what}", reader.path("mac_key")));
+    }
+    None
 }
 
 /// The URL, from the environment or a file where it says so: only there may a password be in it.

@@ -1,8 +1,8 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1) and never travel or get stored.
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPIRES, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderName};
 
@@ -23,22 +23,27 @@ const OWN: [HeaderName; 11] = [
 ];
 
 /// What `Connection` cannot take away: without these a message would mean something else than what was judged, or
-/// seem to come from elsewhere.
-const KEPT: [HeaderName; 9] = [
+/// seem to come from elsewhere. Without the tags, a purge would miss it.
+const KEPT: [HeaderName; 14] = [
     AUTHORIZATION,
     CACHE_CONTROL,
     CONTENT_LENGTH,
     COOKIE,
+    EXPIRES,
     HOST,
     SET_COOKIE,
+    VARY,
     VIA,
+    HeaderName::from_static("cache-groups"),
+    HeaderName::from_static("cache-tag"),
     HeaderName::from_static("forwarded"),
+    HeaderName::from_static("surrogate-key"),
     HeaderName::from_static("x-real-ip"),
 ];
 const KEPT_PREFIX: &str = "x-forwarded-";
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
-/// name: Host, Cookie, Set-Cookie, Authorization, Cache-Control, Content-Length and what tells who asks stay.
+/// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, tags, and what tells who asks stay.
 pub fn remove(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         for name in named_by_connection(fields) {

@@ -3,6 +3,7 @@
 pub mod age;
 pub mod cache_control;
 pub mod date;
+pub mod forwarding;
 pub mod hop_by_hop;
 pub mod list;
 pub mod range;

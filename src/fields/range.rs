@@ -60,6 +60,13 @@ pub fn requested(fields: &HeaderMap) -> Option<Vec<RangeSpec>> {
     (!specs.is_empty()).then_some(specs)
 }
 
+/// Whether `Range` is ignored for naming more than [`RANGES_MAX`].
+pub fn names_too_many(fields: &HeaderMap) -> bool {
+    let Some(set) = only(fields, RANGE).and_then(|value| after_unit(value.as_bytes(), b'=')) else { return false };
+    let named = set.split(|&byte| byte == b',').filter(|member| !member.trim_ascii().is_empty());
+    named.take(RANGES_MAX + 1).count() > RANGES_MAX
+}
+
 /// A valid `Content-Range: bytes first-last/complete`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentRange {

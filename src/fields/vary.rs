@@ -1,7 +1,7 @@
 //! `Vary` (RFC 9110 §12.5.5): the fields that selected a response, and their normalised values.
 
 use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE, VARY};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::list::{members, split, weighted};
@@ -31,6 +31,22 @@ impl SelectingFields {
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         Self::Names(names.into())
+    }
+
+    /// With one more name.
+    #[must_use]
+    pub fn with(self, name: Option<HeaderName>) -> Self {
+        match (self, name) {
+            (Self::Names(names), Some(name)) => {
+                let at = names.partition_point(|known| known.as_str() < name.as_str());
+                let mut names = names.into_vec();
+                if names.get(at) != Some(&name) {
+                    names.insert(at, name);
+                }
+                Self::Names(names.into())
+            }
+            (unchanged, _) => unchanged,
+        }
     }
 
     /// Without the names in `ignore` (the route's `vary.ignore`).
@@ -80,30 +96,87 @@ const CODINGS: [(&[u8], &[u8]); 8] = [
 ];
 const IDENTITY: usize = 6;
 
-/// RFC 9110 §12.5.3: a coding is accepted when it has a weight above zero, else by `*`; `identity` unless refused.
-/// What is not a coding or has no valid weight is left out.
-fn accepted_codings(request: &HeaderMap, out: &mut Vec<u8>) {
-    let mut listed = [None; CODINGS.len()];
-    let mut others = None;
-    for line in request.get_all(ACCEPT_ENCODING) {
-        for (coding, weight) in members(line.as_bytes()).filter_map(weighted) {
+/// What `Accept-Encoding` says of each coding, in thousandths; and of those it does not list, by `*`.
+#[derive(Default)]
+struct AcceptedCodings {
+    listed: [Option<u16>; CODINGS.len()],
+    others: Option<u16>,
+    /// Whether anything was left out: what is no coding, has no valid weight, or stands there again.
+    is_lossy: bool,
+}
+
+impl AcceptedCodings {
+    /// What is not a coding or has no valid weight is left out.
+    fn of(request: &HeaderMap) -> Self {
+        let mut accepted = Self::default();
+        for member in request.get_all(ACCEPT_ENCODING).iter().flat_map(|line| members(line.as_bytes())) {
+            let Some((coding, weight)) = weighted(member) else {
+                accepted.is_lossy = true;
+                continue;
+            };
             let is = |name: &[u8]| coding.eq_ignore_ascii_case(name);
-            if coding == b"*" {
-                others = Some(weight > 0);
-            } else if let Some(at) = CODINGS.iter().position(|(name, alias)| is(name) || is(alias)) {
-                listed[at] = Some(weight > 0);
+            let at = CODINGS.iter().position(|(name, alias)| is(name) || is(alias));
+            let place = match at {
+                Some(at) => &mut accepted.listed[at],
+                None if coding == b"*" => &mut accepted.others,
+                None => {
+                    accepted.is_lossy = true;
+                    continue;
+                }
+            };
+            let before = place.replace(weight);
+            accepted.is_lossy |= before.is_some();
+        }
+        accepted
+    }
+
+    /// RFC 9110 §12.5.3: a coding is accepted when it has a weight above zero, else by `*`; `identity` unless refused.
+    fn accepts(&self, at: usize) -> bool {
+        self.listed[at].or(self.others).map_or(at == IDENTITY, |weight| weight > 0)
+    }
+
+    /// As a field's value that says no more than what was read.
+    fn to_value(&self) -> HeaderValue {
+        let listed = CODINGS.iter().zip(self.listed).filter_map(|((name, _), weight)| Some((*name, weight?)));
+        let others = self.others.map(|weight| (&b"*"[..], weight));
+        let mut text = Vec::new();
+        for (name, weight) in listed.chain(others) {
+            let separator: &[u8] = if text.is_empty() { b"" } else { b", " };
+            text.extend_from_slice(separator);
+            text.extend_from_slice(name);
+            if weight < 1000 {
+                text.extend_from_slice(format!(";q=0.{weight:03}").as_bytes());
             }
         }
+        let nothing = HeaderValue::from_static("identity");
+        if text.is_empty() { nothing } else { HeaderValue::from_bytes(&text).unwrap_or(nothing) }
     }
-    let accepted = |at: usize| listed[at].or(others).unwrap_or(at == IDENTITY);
-    for (at, (name, _)) in CODINGS.iter().enumerate().filter(|(at, _)| accepted(*at)) {
+}
+
+fn accepted_codings(request: &HeaderMap, out: &mut Vec<u8>) {
+    let accepted = AcceptedCodings::of(request);
+    for (at, (name, _)) in CODINGS.iter().enumerate().filter(|(at, _)| accepted.accepts(*at)) {
         if at != IDENTITY {
             out.extend_from_slice(name);
             out.push(b',');
         }
     }
-    if !accepted(IDENTITY) {
+    if !accepted.accepts(IDENTITY) {
         out.extend_from_slice(b"identity;q=0,");
+    }
+}
+
+/// Leaves in a request's `Accept-Encoding` only what [`normalise_into`] reads, so that no upstream reads something else
+/// and answers one variant's requests with a coding that the others do not accept.
+pub fn reduce_accept_encoding(request: &mut HeaderMap) {
+    let mut lines = request.get_all(ACCEPT_ENCODING).iter();
+    if lines.next().is_none() {
+        return;
+    }
+    let is_split = lines.next().is_some();
+    let accepted = AcceptedCodings::of(request);
+    if is_split || accepted.is_lossy {
+        request.insert(ACCEPT_ENCODING, accepted.to_value());
     }
 }
 
@@ -173,13 +246,13 @@ mod tests {
 
     const FOO: HeaderName = HeaderName::from_static("foo");
 
+    fn request(name: &HeaderName, lines: &[&str]) -> HeaderMap {
+        lines.iter().map(|line| (name.clone(), HeaderValue::from_str(line).unwrap())).collect()
+    }
+
     fn normalised(name: &HeaderName, lines: &[&str]) -> Vec<u8> {
-        let mut fields = HeaderMap::new();
-        for line in lines {
-            fields.append(name, HeaderValue::from_str(line).unwrap());
-        }
         let mut out = Vec::new();
-        normalise_into(&fields, name, &mut out);
+        normalise_into(&request(name, lines), name, &mut out);
         out
     }
 
@@ -279,5 +352,25 @@ mod tests {
         check(&["gzip, identity;q=0"], "gzip,identity;q=0,");
         check(&["gzip, *;q=0"], "gzip,identity;q=0,");
         check(&["identity, *;q=0"], "");
+    }
+
+    #[test]
+    fn accept_encoding_is_left_to_say_what_is_read_of_it() {
+        fn check(lines: &[&str], expected: &[&str]) {
+            let mut fields = request(&ACCEPT_ENCODING, lines);
+            let before = normalised(&ACCEPT_ENCODING, lines);
+            reduce_accept_encoding(&mut fields);
+            let left: Vec<_> = fields.get_all(ACCEPT_ENCODING).iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(left, expected, "{lines:?}");
+            assert_eq!(normalised(&ACCEPT_ENCODING, &left), before, "{lines:?}");
+        }
+        check(&[], &[]);
+        check(&["gzip, deflate, br;q=0.5, *;q=0"], &["gzip, deflate, br;q=0.5, *;q=0"]);
+        check(&["@@@,br;q=9"], &["identity"]);
+        check(&["@@@, gzip, br;q=9, zstd;q=0.25"], &["gzip, zstd;q=0.250"]);
+        check(&["br, br;q=0"], &["br;q=0.000"]);
+        check(&["x-gzip", "br"], &["br, gzip"]);
+        check(&["evil, *;q=0"], &["*;q=0.000"]);
+        check(&["x-gzip, gzip;q=0, gzip"], &["gzip"]);
     }
 }

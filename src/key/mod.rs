@@ -156,13 +156,14 @@ pub enum UnkeyedBody {
 }
 
 impl KeyRules {
-    /// The address of a request. `body` is its whole content where `self.body` asks for it.
-    /// HEAD has the address of GET.
+    /// The address of a request. `claims` is what a trusted proxy says of it, `body` its whole content where `self.body`
+    /// asks for it. HEAD has the address of GET.
     pub fn address(
         &self,
         method: &Method,
         target: &Target,
         fields: &HeaderMap,
+        claims: &[(&HeaderName, Vec<u8>)],
         body: &[u8],
     ) -> Result<Address, UnkeyedBody> {
         let mut out = Vec::with_capacity(128 + target.path().len() + target.query().map_or(0, str::len));
@@ -189,6 +190,11 @@ impl KeyRules {
         if let Some(cookies) = keyed_cookies(fields, &self.cookies) {
             out.push(Part::Cookies as u8);
             push_frame(cookies.as_bytes(), &mut out);
+        }
+        for (name, value) in claims {
+            out.push(Part::Claim as u8);
+            push_frame(name.as_str().as_bytes(), &mut out);
+            push_frame(value, &mut out);
         }
         self.push_body(fields, body, &mut out)?;
         Ok(Address::of(out))
@@ -234,6 +240,7 @@ enum Part {
     Cookies = b'c',
     RawBody = b'r',
     JsonBody = b'j',
+    Claim = b'f',
     Variant = b'v',
 }
 
@@ -288,7 +295,7 @@ mod tests {
     }
 
     fn get(rules: &KeyRules, target: &Target) -> Address {
-        rules.address(&Method::GET, target, &HeaderMap::new(), b"").unwrap()
+        rules.address(&Method::GET, target, &HeaderMap::new(), &[], b"").unwrap()
     }
 
     #[test]
@@ -309,7 +316,7 @@ mod tests {
     #[test]
     fn head_has_the_address_of_get_and_post_has_not() {
         let target = target("a", "/", "");
-        let of = |method| rules().address(&method, &target, &HeaderMap::new(), b"").unwrap();
+        let of = |method| rules().address(&method, &target, &HeaderMap::new(), &[], b"").unwrap();
         assert_eq!(of(Method::HEAD), of(Method::GET));
         assert_ne!(of(Method::POST).key, of(Method::GET).key);
     }
@@ -322,7 +329,7 @@ mod tests {
         let of = |list: &[(&'static str, &'static str)]| {
             let pairs =
                 list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-            rules.address(&Method::GET, &target, &pairs.collect(), b"").unwrap().key
+            rules.address(&Method::GET, &target, &pairs.collect(), &[], b"").unwrap().key
         };
         assert_eq!(of(&[("x-other", "1"), ("cookie", "sid=1")]), of(&[]));
         assert_eq!(of(&[("cookie", "sid=1; lang=de")]), of(&[("cookie", "lang=de")]));
@@ -336,7 +343,7 @@ mod tests {
         let target = target("a", "/", "");
         let of = |body, content: &str| {
             let rules = KeyRules { body, ..rules() };
-            rules.address(&Method::POST, &target, &HeaderMap::new(), content.as_bytes()).map(|address| address.key)
+            rules.address(&Method::POST, &target, &HeaderMap::new(), &[], content.as_bytes()).map(|address| address.key)
         };
         assert_eq!(of(BodyRule::None, "a"), of(BodyRule::None, "b"));
         assert_ne!(of(BodyRule::Raw, "a"), of(BodyRule::Raw, "b"));

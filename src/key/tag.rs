@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::KeyRules;
-use crate::target::Target;
+use crate::target::{Target, normalised_query};
 
 /// The most segments of a path prefix that can be purged.
 pub const MAX_PREFIX_SEGMENTS: usize = 8;
@@ -23,7 +23,8 @@ pub enum Tag {
     Route(Box<str>),
     /// A host, normalised, without port; empty: what answers for every host.
     Host(Box<str>),
-    /// A URL without scheme: `host[:port]/path?query`, normalised, or without host; all its variants.
+    /// A URL without scheme: `host[:port]/path?query`, normalised, or without host; all its variants. The ports 80 and 443
+    /// are left out, whatever the scheme: TLS may end before us, or not.
     Url(Box<str>),
     /// A path prefix with its host: `host[:port]/segment/`, or without host; it ends with `/`.
     Prefix(Box<str>),
@@ -44,10 +45,10 @@ impl Tag {
     }
 
     fn url_with(target: &Target, query: Option<&str>) -> Self {
-        let (authority, path) = (&target.authority, target.path());
-        Self::Url(match query {
-            Some(query) => format!("{authority}{path}?{query}").into(),
-            None => format!("{authority}{path}").into(),
+        let (authority, path) = (authority(target), target.path());
+        Self::Url(match query.map(normalised_query) {
+            Some(query) if !query.is_empty() => format!("{authority}{path}?{query}").into(),
+            _ => format!("{authority}{path}").into(),
         })
     }
 
@@ -59,7 +60,7 @@ impl Tag {
     /// The tags of a target's path prefixes: `host/`, `host/a/`, `host/a/b/` up to [`MAX_PREFIX_SEGMENTS`].
     /// `/a/b` has the prefix `/a/b/` too.
     pub fn prefixes(target: &Target) -> impl Iterator<Item = Self> {
-        let mut prefix = target.authority.to_string();
+        let mut prefix = authority(target);
         prefix.push('/');
         let path = target.path();
         let inner = path.strip_prefix('/').unwrap_or(path);
@@ -78,7 +79,7 @@ impl Tag {
     pub fn prefix(target: &Target) -> Option<Self> {
         let path = target.path();
         let is_prefix = path.ends_with('/') && path.matches('/').count() <= MAX_PREFIX_SEGMENTS + 1;
-        is_prefix.then(|| Self::Prefix(format!("{}{path}", target.authority).into()))
+        is_prefix.then(|| Self::Prefix(format!("{}{path}", authority(target)).into()))
     }
 
     /// The tag that the same response has where its key has no host; the same where the tag has none anyway.
@@ -113,6 +114,14 @@ impl Tag {
         let mut places = [[0; 8]; 2];
         hasher.finalize_xof().fill(places.as_flattened_mut());
         TagHash(u64::from_le_bytes(places[0]), u64::from_le_bytes(places[1]))
+    }
+}
+
+/// A target's authority without a port that is the default of http or https.
+fn authority(target: &Target) -> String {
+    match target.authority.port() {
+        Some(80 | 443) => target.authority.host().to_owned(),
+        _ => target.authority.to_string(),
     }
 }
 

@@ -53,6 +53,7 @@ pub fn exchange<'a>(request: &'a RequestParts, response: &'a ResponseParts, cond
         response_time: NOW,
         framing: Framing::Length(length),
         jitter: 0.0,
+        is_asked_again: true,
     }
 }
 

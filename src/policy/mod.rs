@@ -30,6 +30,8 @@ pub struct Rules {
     pub ttl_jitter: f64,
     /// Directives of the origin that do not count.
     pub ignore_origin: IgnoreOrigin,
+    /// When a response is worth storing.
+    pub admission: Admission,
     /// How long past all use a response with a validator is kept.
     pub keep: Duration,
     /// Where the origin does not say.
@@ -58,6 +60,16 @@ pub enum TtlMode {
     Override,
     /// As default, never above it.
     Cap,
+}
+
+/// When a response is worth storing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// With the first request for its key.
+    #[default]
+    First,
+    /// Once its key was asked for before, so that a flood of keys that nobody asks for again displaces nothing.
+    Second,
 }
 
 /// Directives of the origin that a route ignores.
@@ -100,6 +112,7 @@ impl Default for Rules {
             status_ttl: Box::default(),
             ttl_jitter: 0.1,
             ignore_origin: IgnoreOrigin::default(),
+            admission: Admission::default(),
             keep: Duration::from_secs(60),
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::from_secs(60),

@@ -73,12 +73,15 @@ pub fn decide(
     let control = CacheControl::of_request(&request.headers);
     let decision = match stored {
         _ if !is_answered_by_caches(&request.method) => Decision::Forward(Why::Method),
-        // RFC 9111 §5.2.1.5: nothing of the answer may be stored, so it is fetched for this request alone.
-        _ if control.no_store => Decision::Forward(Why::Request),
-        None => Decision::Forward(miss),
+        None => Decision::Forward(if control.no_store { Why::Request } else { miss }),
         // RFC 9111 §4.1: `Vary: *` never matches.
         Some(stored) if stored.selecting == SelectingFields::Any => Decision::Forward(Why::VaryMiss),
-        Some(stored) => judge(request, &control, stored, must_validate, rules, now),
+        Some(stored) => match judge(request, &control, stored, must_validate, rules, now) {
+            Decision::Serve(stored, usage) => Decision::Serve(stored, usage),
+            // RFC 9111 §5.2.1.5: nothing of the answer may be stored, so it is fetched for this request alone.
+            _ if control.no_store => Decision::Forward(Why::Request),
+            decision => decision,
+        },
     };
     match decision {
         // RFC 9111 §5.2.1.7.
@@ -161,7 +164,7 @@ fn is_refused(control: &CacheControl, stored: &StoredResponse, now: Timestamp) -
     // `max-age=0` is how a reload asks for validation, at whatever age.
     let too_old = control.max_age.is_some_and(|max_age| max_age.is_zero() || stored.age(now) > max_age);
     let not_fresh_enough = control.min_fresh.is_some_and(|min_fresh| stored.fresh_for(now) < min_fresh);
-    control.no_cache != Qualified::Absent || too_old || not_fresh_enough
+    control.no_store || control.no_cache != Qualified::Absent || too_old || not_fresh_enough
 }
 
 fn allows_stale(control: &CacheControl, stale_for: Duration) -> bool {
@@ -262,7 +265,21 @@ mod tests {
     }
 
     #[test]
-    fn no_store_and_only_if_cached_always_count() {
+    fn no_store_counts_where_it_is_respected_and_where_it_would_be_stored() {
+        let respect = Rules { client_cache_control: ClientCacheControl::Respect, ..Rules::default() };
+        let check = |rules: &Rules, stored_as: &str, after, expected| {
+            let asked = "GET | cache-control: no-store";
+            assert_eq!(decided(rules, &format!("200 | cache-control: {stored_as}"), asked, after), expected);
+        };
+        check(&Rules::default(), "max-age=60", 0, "serve Fresh");
+        check(&Rules::default(), "max-age=60", 60, "forward Request");
+        check(&Rules::default(), "max-age=60, stale-while-revalidate=9", 62, "forward Request");
+        check(&Rules::default(), "max-age=60, no-cache", 0, "forward Request");
+        check(&respect, "max-age=60", 0, "forward Request");
+    }
+
+    #[test]
+    fn only_if_cached_always_counts() {
         let check = |directives: &str, after, expected| {
             let asked = format!("GET | cache-control: {directives}");
             assert_eq!(
@@ -271,10 +288,9 @@ mod tests {
                 "{asked}"
             );
         };
-        check("no-store", 0, "forward Request");
         check("only-if-cached", 0, "serve Fresh");
         check("only-if-cached", 60, "gateway timeout");
-        check("only-if-cached, no-store", 0, "gateway timeout");
+        check("only-if-cached, no-store", 60, "gateway timeout");
         let nothing = decide(
             &request("GET | cache-control: only-if-cached"),
             None,

@@ -12,6 +12,7 @@ use super::invalidate::{is_same_origin, resolve};
 use super::lifetime::Origin;
 pub use super::parts::combine;
 use super::reuse::usable_on_error;
+pub use super::storable::is_of_one_request;
 use super::storable::{Draft, draft};
 use super::validate::Conditional;
 use super::{Rules, freshen, parts};
@@ -35,6 +36,8 @@ pub struct Exchange<'a> {
     pub framing: Framing,
     /// A number in 0..1, drawn by the caller, for `ttl_jitter`.
     pub jitter: f64,
+    /// Whether the key was asked for before this request, or something is stored for it.
+    pub is_asked_again: bool,
 }
 
 /// How the end of a response's body is known.
@@ -82,6 +85,7 @@ pub enum NotStored {
     StatusNotCacheable,
     Precondition,
     NoFreshness,
+    AskedOnce,
     NotUnderstood,
     Partial,
     Unsolicited,
@@ -95,7 +99,7 @@ pub enum NotStored {
 
 impl NotStored {
     /// Every reason, in the order of its counter.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::RequestMethod,
         Self::RequestNoStore,
         Self::ResponseNoStore,
@@ -106,6 +110,7 @@ impl NotStored {
         Self::StatusNotCacheable,
         Self::Precondition,
         Self::NoFreshness,
+        Self::AskedOnce,
         Self::NotUnderstood,
         Self::Partial,
         Self::Unsolicited,
@@ -130,6 +135,7 @@ impl NotStored {
             Self::StatusNotCacheable => "status",
             Self::Precondition => "precondition",
             Self::NoFreshness => "no-freshness",
+            Self::AskedOnce => "asked-once",
             Self::NotUnderstood => "not-understood",
             Self::Partial => "partial",
             Self::Unsolicited => "unsolicited",
@@ -161,6 +167,7 @@ impl NotStored {
             Self::RequestMethod
             | Self::RequestNoStore
             | Self::Precondition
+            | Self::AskedOnce
             | Self::Partial
             | Self::Unsolicited
             | Self::Truncated
@@ -461,6 +468,7 @@ mod tests {
             NotStored::RequestMethod,
             NotStored::RequestNoStore,
             NotStored::Precondition,
+            NotStored::AskedOnce,
             NotStored::Partial,
             NotStored::Unsolicited,
             NotStored::Truncated,

@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, DATE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TRAILER,
-    TRANSFER_ENCODING,
+    ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONTENT_LENGTH, DATE, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    SET_COOKIE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use super::lifetime::{Origin, Source, Times, freshness, is_heuristically_cacheable};
 use super::settle::{Exchange, NotStored};
-use super::{Rules, SetCookie};
+use super::{Admission, Rules, SetCookie};
 use crate::fields::cache_control::{CacheControl, Qualified};
 use crate::fields::validators::Validators;
 use crate::fields::vary::SelectingFields;
@@ -29,12 +29,13 @@ pub struct Draft {
 /// updates.
 pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap, rules: &Rules) -> Draft {
     let origin = Origin::of(&fields, rules);
-    let selecting = SelectingFields::of(&fields);
+    let selecting = SelectingFields::of(&fields).with(allowed_origin(&fields));
     let times = Times { request: exchange.request_time, response: exchange.response_time };
     let (freshness, source) = freshness(status, &fields, &origin, times, exchange.jitter, rules);
     // Before any field is taken away: `Connection: cache-control` must not unlock what it says.
     let refusal = forbidden(exchange, status, &fields, &origin.control, &selecting, rules)
-        .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source));
+        .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source))
+        .or_else(|| is_asked_once(exchange, rules).then_some(NotStored::AskedOnce));
     remove_unstored(&mut fields, &origin.control, rules);
     // RFC 9110 §6.6.1: a response without a valid date gets the time of its reception.
     if fields.get(DATE).and_then(date::parse).is_none() {
@@ -52,6 +53,13 @@ pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap,
         body: Bytes::new(),
     };
     Draft { response, refusal }
+}
+
+/// `Origin`, where the response lets one origin alone read it (Fetch, "CORS protocol and HTTP caches"): it is for that
+/// one, whether `Vary` says so or not.
+fn allowed_origin(fields: &HeaderMap) -> Option<HeaderName> {
+    let allowed = fields.get_all(ACCESS_CONTROL_ALLOW_ORIGIN).iter();
+    allowed.map(|value| value.as_bytes().trim_ascii()).any(|value| value != b"*").then_some(ORIGIN)
 }
 
 /// What RFC 9111 §3 and the route forbid.
@@ -73,7 +81,8 @@ fn forbidden(
     let sets_cookie = rules.set_cookie == SetCookie::Bypass && fields.contains_key(SET_COOKIE);
     [
         (CacheControl::of_request(request).no_store, NotStored::RequestNoStore),
-        (is_of_one_request(status), NotStored::Precondition),
+        (is_of_condition(status), NotStored::Precondition),
+        (is_of_one_request(status), NotStored::StatusNotCacheable),
         (status.is_informational() || status == StatusCode::NOT_MODIFIED, NotStored::StatusNotCacheable),
         (control.must_understand && !is_understood(status), NotStored::NotUnderstood),
         (no_store, NotStored::ResponseNoStore),
@@ -112,6 +121,11 @@ fn useless(
     (!is_validated && !is_used).then_some(NotStored::NoFreshness)
 }
 
+/// Whether the route waits with storing until its key is asked for again.
+fn is_asked_once(exchange: &Exchange<'_>, rules: &Rules) -> bool {
+    rules.admission == Admission::Second && !exchange.is_asked_again
+}
+
 /// The stale windows that the origin gave with a lifetime: with `max-age=0, stale-while-revalidate=60` it means a
 /// response to be used that is stale from the start.
 fn explicit_window(control: &CacheControl, stale_use: StaleUse, source: Source) -> std::time::Duration {
@@ -123,8 +137,14 @@ fn explicit_window(control: &CacheControl, stale_use: StaleUse, source: Source) 
 }
 
 /// Statuses that answer a condition, range, expectation or proxy credential of one request, which the key does not have.
-fn is_of_one_request(status: StatusCode) -> bool {
+fn is_of_condition(status: StatusCode) -> bool {
     matches!(status.as_u16(), 407 | 412 | 416 | 417)
+}
+
+/// Statuses that judge one request, its syntax, size, time or sender, and tell nothing of the resource: stored, one
+/// client's malformed field would be everybody's error. RFC 6585 forbids to store 428, 429, 431 and 511.
+pub fn is_of_one_request(status: StatusCode) -> bool {
+    is_of_condition(status) || matches!(status.as_u16(), 400 | 408 | 413 | 414 | 425 | 428 | 429 | 431 | 511)
 }
 
 /// The statuses whose caching requirements are met here (RFC 9111 §5.2.2.3): those of RFC 9110 §15 but 304, which is
@@ -212,6 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn where_the_second_request_counts_the_first_stores_nothing() {
+        let (request, response) = (request("GET"), response("200 | cache-control: max-age=60"));
+        let check = |admission, is_asked_again, expected| {
+            let exchange = Exchange { is_asked_again, ..exchange(&request, &response, Conditional::Plain) };
+            let rules = Rules { admission, ..Rules::default() };
+            let drafted = draft(&exchange, response.status, response.headers.clone(), &rules);
+            assert_eq!(drafted.refusal, expected, "{admission:?} {is_asked_again}");
+        };
+        check(Admission::First, false, None);
+        check(Admission::Second, false, Some(NotStored::AskedOnce));
+        check(Admission::Second, true, None);
+    }
+
+    #[test]
     fn connection_cannot_hide_what_forbids_to_store() {
         check(
             "GET",
@@ -292,16 +326,33 @@ mod tests {
 
     #[test]
     fn any_final_status_with_explicit_freshness_is_stored_but_those_of_one_request() {
-        for status in [200, 201, 203, 204, 299, 301, 302, 303, 307, 308, 400, 401, 404, 410, 499, 500, 503, 504, 599] {
+        for status in [200, 201, 203, 204, 299, 301, 302, 303, 307, 308, 401, 404, 410, 499, 500, 503, 504, 599] {
             check("GET", &format!("{status} | cache-control: max-age=60"), None);
             check("GET", &format!("{status} | expires: {{60}} | date: {{0}}"), None);
         }
         for status in [407, 412, 416, 417] {
             check("GET", &format!("{status} | cache-control: max-age=60"), Some(NotStored::Precondition));
         }
-        for status in [100, 103, 304] {
+        for status in [100, 103, 304, 400, 408, 413, 414, 425, 428, 429, 431, 511] {
             check("GET", &format!("{status} | cache-control: max-age=60"), Some(NotStored::StatusNotCacheable));
         }
+    }
+
+    #[test]
+    fn what_one_origin_may_read_is_for_that_one() {
+        let check = |head: &str, expected: &str| {
+            let selecting = drafted(&Rules::default(), "GET", &format!("200 | {head}")).response.selecting;
+            let names = match selecting {
+                SelectingFields::Any => "*".to_owned(),
+                SelectingFields::Names(names) => names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(" "),
+            };
+            assert_eq!(names, expected, "{head}");
+        };
+        check("vary: b, x", "b x");
+        check("vary: b, x | access-control-allow-origin: *", "b x");
+        check("vary: b, x | access-control-allow-origin: https://a.test", "b origin x");
+        check("vary: origin | access-control-allow-origin: null", "origin");
+        check("vary: * | access-control-allow-origin: https://a.test", "*");
     }
 
     #[test]

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::UPGRADE;
+use http::header::{COOKIE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Connection, Interim, Proxy};
 use crate::clock::Timestamp;
-use crate::fields::surrogate;
+use crate::fields::{forwarding, surrogate};
 use crate::generation::Generation;
 use crate::key::{self, Address, BodyRule};
+use crate::policy::Admission;
 use crate::policy::reuse::Why;
 use crate::policy::settle::NotStored;
 use crate::route::{Caching, ConfiguredTags, Cookies, Params, Route};
@@ -63,6 +64,11 @@ impl Sender {
             host: host.unwrap_or_else(|_| HeaderValue::from_static("localhost")),
             interim,
         }
+    }
+
+    /// What a trusted proxy says of the request, which the upstream is told and may answer by.
+    pub fn claims<'f>(&self, fields: &'f HeaderMap) -> Vec<(&'f HeaderName, Vec<u8>)> {
+        if self.trusted { forwarding::claims(fields) } else { Vec::new() }
     }
 }
 
@@ -123,6 +129,18 @@ impl Ask {
         self.proxy.shared.clock.now()
     }
 
+    /// Counts it among the requests for its key, where its route's admission depends on that.
+    pub fn count(&self) {
+        if self.caching().rules.admission == Admission::Second {
+            self.proxy.shared.asked.count(&self.address.key, self.now());
+        }
+    }
+
+    /// Whether its key was asked for before, where its route's admission depends on that.
+    pub fn is_asked_again(&self) -> bool {
+        self.caching().rules.admission == Admission::First || self.proxy.shared.asked.is_asked_again(&self.address.key)
+    }
+
     /// How long it may wait behind others, in all.
     pub fn collapse_wait(&self) -> Duration {
         self.caching().collapse_wait
@@ -155,6 +173,10 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
         |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
     if caching.credential_headers.iter().any(|name| fields.contains_key(name) && !is_keyed(name)) {
         return because(Detail::Credentials);
+    }
+    // RFC 9110 §5.5 leaves their meaning open, so that servers differ: what comes of them is for their sender alone.
+    if fields.iter().any(|(name, value)| *name != COOKIE && !value.as_bytes().is_ascii()) {
+        return because(Detail::NonAscii);
     }
     if caching.cookies == Cookies::Bypass && key::has_unkeyed_cookie(fields, &caching.key.cookies) {
         return because(Detail::Cookie);

@@ -1,4 +1,4 @@
-//! The client's content on its way to the upstream: bounded, timed between bytes, and partly read already.
+//! The client's content on its way to the upstream: bounded, timed, and partly read already.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use crate::config::Limits;
+use crate::telemetry::limits::Limit;
+
 /// Why a client's content could not be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentTrouble {
@@ -19,8 +22,21 @@ pub enum ContentTrouble {
     TooLarge,
     /// Nothing came for `body_idle_timeout`.
     Idle,
+    /// Less came than `body_rate_min`.
+    Slow,
     /// The client broke off.
     Broken,
+}
+
+impl ContentTrouble {
+    /// The bound that was met, where none is told of with the answer.
+    pub const fn limit(self) -> Option<Limit> {
+        match self {
+            Self::Idle => Some(Limit::BodyIdleTimeout),
+            Self::Slow => Some(Limit::BodyRateMin),
+            Self::TooLarge | Self::Broken => None,
+        }
+    }
 }
 
 impl std::fmt::Display for ContentTrouble {
@@ -28,6 +44,7 @@ impl std::fmt::Display for ContentTrouble {
         f.write_str(match self {
             Self::TooLarge => "the request's content is larger than allowed",
             Self::Idle => "the request's content stopped coming",
+            Self::Slow => "the request's content came too slowly",
             Self::Broken => "the request's content broke off",
         })
     }
@@ -46,6 +63,7 @@ impl Trouble {
             1 => Some(ContentTrouble::TooLarge),
             2 => Some(ContentTrouble::Idle),
             3 => Some(ContentTrouble::Broken),
+            4 => Some(ContentTrouble::Slow),
             _ => None,
         }
     }
@@ -55,6 +73,7 @@ impl Trouble {
             ContentTrouble::TooLarge => 1,
             ContentTrouble::Idle => 2,
             ContentTrouble::Broken => 3,
+            ContentTrouble::Slow => 4,
         };
         self.0.store(number, Ordering::Relaxed);
         trouble
@@ -68,22 +87,31 @@ pub struct ClientBody {
     rest: Incoming,
     left: u64,
     idle: Duration,
+    /// Bytes a second, while the client is waited for.
+    rate_min: u64,
     /// Made when first waited for: most requests have no content.
     timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// Since when the client is waited for.
+    waiting: Option<Instant>,
+    /// How long it was waited for, and the bytes that came since, up to `idle`.
+    waited: Duration,
+    came: u64,
     trouble: Trouble,
 }
 
 impl ClientBody {
-    /// Content of at most `bytes_max`, with at most `idle` between its bytes.
-    pub fn new(content: Incoming, bytes_max: u64, idle: Duration) -> Self {
+    /// Content of at most `bytes_max`, that comes as fast as `limits` say.
+    pub fn new(content: Incoming, bytes_max: u64, limits: &Limits) -> Self {
         Self {
             read: None,
             rest: content,
             left: bytes_max,
-            idle,
+            idle: limits.body_idle_timeout,
+            rate_min: limits.body_rate_min,
             timer: None,
-            waiting: false,
+            waiting: None,
+            waited: Duration::ZERO,
+            came: 0,
             trouble: Trouble::default(),
         }
     }
@@ -126,8 +154,10 @@ impl ClientBody {
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
         match Pin::new(&mut self.rest).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.waiting = false;
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                if self.is_too_slow(bytes) {
+                    return Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::Slow))));
+                }
                 let Some(left) = self.left.checked_sub(bytes) else {
                     return Poll::Ready(Some(Err(self.trouble.note(ContentTrouble::TooLarge))));
                 };
@@ -147,10 +177,23 @@ impl ClientBody {
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let until = Instant::now() + self.idle;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        if !std::mem::replace(&mut self.waiting, true) {
+        if self.waiting.is_none() {
+            self.waiting = Some(Instant::now());
             timer.as_mut().reset(until);
         }
         timer.as_mut().poll(context)
+    }
+
+    /// Counts what came, and judges each time that the client was waited for `idle` in all. What comes while the upstream
+    /// takes nothing is there when it is asked for, and no time was waited.
+    fn is_too_slow(&mut self, bytes: u64) -> bool {
+        self.waited += self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.came = self.came.saturating_add(bytes);
+        if self.waited < self.idle {
+            return false;
+        }
+        let (waited, came) = (std::mem::take(&mut self.waited), std::mem::take(&mut self.came));
+        u128::from(came) * 1000 < u128::from(self.rate_min) * waited.as_millis()
     }
 }
 

@@ -7,11 +7,14 @@ use tokio::time::Instant;
 
 use super::ask::Ask;
 use crate::key::CacheKey;
-use crate::store::{Guard, Lock, Lookup, Missing, Wake};
+use crate::store::{Guard, Lock, Lookup, Missing, Waiter, Wake};
 use crate::stored::StoredResponse;
 
 /// How often one who waits looks for itself: messages can be lost.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a holder that was there counts as there while Redis gives no answer in time: one that is late is no reason for
+/// everybody who waits to fetch.
+const HOLDER_STANDS: Duration = Duration::from_millis(500);
 /// How many holders it waits for, one after another: the first may have died. More would be a queue.
 const HOLDERS_MAX: usize = 2;
 
@@ -30,17 +33,20 @@ pub enum Led {
 /// turns out not to be shared, or the deadline passes. Trouble means to fetch without a lock.
 pub async fn lead(ask: &Ask, key: CacheKey, stored: Option<&Arc<StoredResponse>>, deadline: Instant) -> Led {
     let store = &ask.proxy.shared.store;
-    let (mut holder, mut holders): (Box<[u8]>, _) = (Box::default(), 0);
+    let (mut behind, mut holders): (Option<(Waiter, Instant)>, _) = (None, 0);
     loop {
-        let mut waiter = match store.lock(ask.proxy.worker, key).await {
+        match store.lock(ask.proxy.worker, key).await {
             Lock::Held(guard) => return lead_with(guard, ask, key, stored, holders > 0).await,
-            Lock::Taken(waiter) => waiter,
-            Lock::Unavailable => return Led::Fetch(None),
-        };
-        if *holder != *waiter.holder() {
-            holder = waiter.holder().into();
-            holders += 1;
+            Lock::Taken(waiter) => {
+                let is_same = behind.as_ref().is_some_and(|(last, _)| last.holder() == waiter.holder());
+                holders += usize::from(!is_same);
+                behind = Some((waiter, Instant::now()));
+            }
+            Lock::Unavailable => {}
         }
+        let Some((waiter, _)) = behind.as_mut().filter(|(_, seen)| seen.elapsed() < HOLDER_STANDS) else {
+            return Led::Fetch(None);
+        };
         if is_superseded(ask, key, stored).await {
             return Led::Again { waited: true };
         }

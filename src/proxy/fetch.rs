@@ -146,6 +146,7 @@ impl Fetch {
             response_time,
             framing,
             jitter: fastrand::f64(),
+            is_asked_again: stored.is_some() || self.ask.is_asked_again(),
         };
         let rules = &self.ask.caching().rules;
         if self.ask.parts.method == Method::HEAD {
@@ -192,7 +193,7 @@ impl Fetch {
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
         if !self.background {
-            forward::pass_interim(&mut request, &ask.sender);
+            forward::pass_interim(&mut request, &ask.sender, &ask.proxy.shared.telemetry);
         }
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
@@ -244,8 +245,7 @@ impl Fetch {
 /// Whether a status tells of the upstream's health or of this one request: the next may be answered otherwise, so it
 /// never sets hit-for-miss.
 fn is_of_moment(status: StatusCode) -> bool {
-    let of_request = [400, 408, 413, 414, 417, 425, 429, 431];
-    status.is_server_error() || of_request.contains(&status.as_u16())
+    status.is_server_error() || settle::is_of_one_request(status)
 }
 
 /// How the end of the content is known (RFC 9112 §6.3).

@@ -2,41 +2,24 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use http::header::{COOKIE, EXPECT, HOST, VIA};
+use http::header::{CACHE_CONTROL, COOKIE, EXPECT, HOST, PRAGMA, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 
 use super::Interim;
 use super::ask::Sender;
-use crate::fields::hop_by_hop;
+use crate::fields::{forwarding, hop_by_hop, vary};
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
 use crate::target::Target;
+use crate::telemetry::Telemetry;
+use crate::telemetry::limits::Limit;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-/// Fields by which a client could pass for a proxy, another target or another method.
-const UNTRUSTED: [&str; 16] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-host",
-    "x-http-host-override",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-url",
-    "x-real-ip",
-    "x-rewrite-url",
-];
 
 /// The fields HTTP itself needs, whatever `forward_headers` lists.
 const NEEDED: [&str; 10] = [
@@ -52,26 +35,52 @@ const NEEDED: [&str; 10] = [
     "range",
 ];
 
-/// The fields for the upstream. `caching` is given for a request that the cache may answer: its unkeyed cookies stay
-/// behind.
+/// What the cache obeys, though the upstream need not see it.
+const OBEYED: [HeaderName; 2] = [CACHE_CONTROL, PRAGMA];
+
+/// Takes from a request that the cache may answer what is not to reach the upstream, so that key, `Vary` and upstream
+/// see the same. What the cache itself obeys stays.
+pub fn reduce(fields: &mut HeaderMap, sender: &Sender, route: &Route, caching: &Caching, has_content: bool) {
+    hop_by_hop::remove(fields);
+    if !sender.trusted {
+        forwarding::remove_claims(fields);
+    }
+    let is_listed = |name: &HeaderName| match &route.forward_headers {
+        ForwardFields::All => false,
+        ForwardFields::Only(names) => names.contains(name),
+    };
+    // Without content the fields that describe it say nothing, but could be answered to.
+    let is_of_content = |name: &HeaderName| !has_content && name.as_str().starts_with("content-");
+    forwarding::remove_if(fields, |name| {
+        (forwarding::is_ambiguous(name) || is_of_content(name)) && !is_listed(name) && !is_keyed(name, caching)
+    });
+    keep_keyed_cookies(fields, caching);
+    caching.key.reduce(fields);
+    vary::reduce_accept_encoding(fields);
+    if let ForwardFields::Only(names) = &route.forward_headers {
+        keep_only(fields, names, Some(caching), &OBEYED);
+    }
+}
+
+/// The fields for the upstream. `caching` is given for a request that the cache may answer: [`reduce`] has taken the
+/// most of it away.
 pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Option<&Caching>) -> HeaderMap {
     let mut fields = parts.headers.clone();
-    hop_by_hop::remove(&mut fields);
+    if caching.is_none() {
+        hop_by_hop::remove(&mut fields);
+        if !sender.trusted {
+            forwarding::remove_claims(&mut fields);
+        }
+    }
     fields.remove(HOST);
     // The proxy has answered the expectation itself (RFC 9110 §10.1.1).
     fields.remove(EXPECT);
-    if !sender.trusted {
-        for name in UNTRUSTED {
-            fields.remove(name);
-        }
-    }
-    if let Some(caching) = caching {
-        keep_keyed_cookies(&mut fields, caching);
-    }
     if let Some(ForwardFields::Only(names)) = route.map(|route| &route.forward_headers) {
-        keep_only(&mut fields, names, caching);
+        keep_only(&mut fields, names, caching, &[]);
     }
-    add_own(&mut fields, sender);
+    // What is stored for every host must not be made for one.
+    let tells_host = caching.is_none_or(|caching| caching.key.host);
+    add_own(&mut fields, sender, tells_host);
     if let Some(route) = route {
         route.request_headers.apply(&mut fields);
     }
@@ -95,13 +104,16 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 }
 
 /// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
-pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender) {
+pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender, telemetry: &Arc<Telemetry>) {
     let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
+    let telemetry = Arc::clone(telemetry);
     hyper::ext::on_informational(request, move |response| {
         if response.status() == StatusCode::EARLY_HINTS {
             let mut fields = response.headers().clone();
             hop_by_hop::remove(&mut fields);
-            sink.send(number, StatusCode::EARLY_HINTS, &fields);
+            if !sink.send(number, StatusCode::EARLY_HINTS, &fields) {
+                telemetry.limited(Limit::Interim);
+            }
         }
     });
 }
@@ -117,24 +129,19 @@ fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {
     }
 }
 
-fn keep_only(fields: &mut HeaderMap, names: &[HeaderName], caching: Option<&Caching>) {
-    let keyed = |name: &HeaderName| {
-        caching.is_some_and(|caching| {
-            caching.key.headers.iter().any(|header| header.name == *name)
-                || (*name == COOKIE && !caching.key.cookies.is_empty())
-        })
-    };
-    let dropped: Vec<HeaderName> = fields
-        .keys()
-        .filter(|name| !names.contains(name) && !keyed(name) && !NEEDED.contains(&name.as_str()))
-        .cloned()
-        .collect();
-    for name in dropped {
-        fields.remove(name);
-    }
+fn keep_only(fields: &mut HeaderMap, names: &[HeaderName], caching: Option<&Caching>, besides: &[HeaderName]) {
+    forwarding::remove_if(fields, |name| {
+        let is_needed = NEEDED.contains(&name.as_str()) || besides.contains(name);
+        !is_needed && !names.contains(name) && !caching.is_some_and(|caching| is_keyed(name, caching))
+    });
 }
 
-fn add_own(fields: &mut HeaderMap, sender: &Sender) {
+fn is_keyed(name: &HeaderName, caching: &Caching) -> bool {
+    caching.key.headers.iter().any(|header| header.name == *name)
+        || (*name == COOKIE && !caching.key.cookies.is_empty())
+}
+
+fn add_own(fields: &mut HeaderMap, sender: &Sender, tells_host: bool) {
     let mut chain = String::new();
     // A trusted proxy may have put its own hop on a line of its own: the last line is the one that counts.
     for before in fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
@@ -147,7 +154,7 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender) {
     if !fields.contains_key(&FORWARDED_PROTO) {
         fields.insert(FORWARDED_PROTO, HeaderValue::from_static(sender.scheme.as_str()));
     }
-    if !fields.contains_key(&FORWARDED_HOST) {
+    if tells_host && !fields.contains_key(&FORWARDED_HOST) {
         fields.insert(FORWARDED_HOST, sender.host.clone());
     }
     fields.append(VIA, HeaderValue::from_static("1.1 aside"));
@@ -221,7 +228,7 @@ mod tests {
             host: HeaderValue::from_static("a"),
             interim: None,
         };
-        add_own(&mut fields, &sender);
+        add_own(&mut fields, &sender, true);
         let chain: Vec<_> = fields.get_all(&FORWARDED_FOR).iter().collect();
         assert_eq!(chain, ["203.0.113.9, 198.51.100.7, 10.0.0.2, 10.0.0.1"]);
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, Response, Uri};
+use http::{HeaderMap, Method, Response, Uri};
 
 use super::Proxy;
 use crate::fields::surrogate;
@@ -19,7 +19,8 @@ use crate::target::Target;
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
 
 /// Invalidates what the response to an unsafe request says has changed: its own target, `Location` and
-/// `Content-Location` of the same origin, the route's `invalidates`, and `Cache-Group-Invalidation` (RFC 9875 §3).
+/// `Content-Location` of the same origin, the `invalidates` of its route and of that of the target's GET, which may know
+/// no other method, and `Cache-Group-Invalidation` (RFC 9875 §3).
 ///
 /// Returns where the ledger stands then for the response itself, which was valid when it stood at `valid_at`: what the
 /// request invalidates does not count against it, but everything else does that may have come since.
@@ -38,10 +39,12 @@ pub async fn after<B: Sync>(
     let origin = format!("{}://{}", target.scheme.as_str(), target.authority);
     let mut tags: Vec<Tag> =
         surrogate::invalidated_groups(response.headers(), &origin).into_iter().map(Tag::Surrogate).collect();
-    if let Some((route, params)) = matched
-        && let Some(caching) = &route.caching
-    {
-        tags.extend(caching.invalidates.iter().map(|template| Tag::Surrogate(template.expand(params))));
+    let own = matched.map(|(route, params)| (&**route, params));
+    let of_get = generation.routes.find(target, &Method::GET);
+    let of_get = of_get.as_ref().map(|found| (&**found.route, &found.params));
+    for (route, params) in own.into_iter().chain(of_get) {
+        let templates = route.caching.iter().flat_map(|caching| &caching.invalidates);
+        tags.extend(templates.map(|template| Tag::Surrogate(template.expand(params))));
     }
     let further = further_targets(&origin, target, response.headers());
     for target in std::iter::once(target).chain(&further) {

@@ -53,8 +53,8 @@ pub struct Interim {
 
 /// Takes an interim head, to be written before its request's final response.
 pub trait InterimSink: Send + Sync + std::fmt::Debug {
-    /// Queues it while that request is in hand; bounded, more than the bound is dropped.
-    fn send(&self, request: u64, status: StatusCode, fields: &http::HeaderMap);
+    /// Queues it while that request is in hand; false where it is dropped, for the request has had enough.
+    fn send(&self, request: u64, status: StatusCode, fields: &http::HeaderMap) -> bool;
 }
 
 /// One worker's view of the proxy.
@@ -143,6 +143,10 @@ impl Proxy {
                 }
                 Decision::GatewayTimeout => {
                     return Answer::generated(StatusCode::GATEWAY_TIMEOUT, Detail::OnlyIfCached);
+                }
+                // What came while it waited is as new as the request's own directives can ask for.
+                Decision::Validate(stored, Why::Request) if share.has_waited_for(&stored) => {
+                    return looked_up.serve(&ask, &stored, None, collapsed);
                 }
                 Decision::Validate(stored, why) => (Some(stored), why),
                 Decision::Forward(why) => (None, why),

@@ -14,13 +14,14 @@ use super::ask::{self, Ask, Bypass, Sender};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::{Posted, Sent};
 use super::{Incomer, Proxy, fetch, forward, invalidate, serve};
-use crate::fields::hop_by_hop;
+use crate::fields::range;
 use crate::generation::Generation;
 use crate::key::BodyRule;
 use crate::policy::reuse::Why;
 use crate::route::{Match, Params, Route};
 use crate::target::Target;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
+use crate::telemetry::limits::Limit;
 use crate::upstream::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError};
 
 /// A request on its way past the cache.
@@ -44,7 +45,7 @@ impl Passing {
     pub fn new(incomer: Incomer, matched: Option<Match<'_>>, bypass: Bypass) -> Self {
         let Incomer { generation, target, sender, parts, content } = incomer;
         let bytes_max = matched.as_ref().map_or(u64::MAX, |matched| matched.route.request_body_max);
-        let content = ClientBody::new(content, bytes_max, generation.server.limits.body_idle_timeout);
+        let content = ClientBody::new(content, bytes_max, &generation.server.limits);
         let matched = matched.map(|matched| (Arc::clone(matched.route), matched.params));
         Self { generation, matched, target, sender, parts, content, bypass }
     }
@@ -70,11 +71,15 @@ impl Proxy {
             passing.bypass.detail = Some(Detail::RequestBody);
             return Err(Box::new(passing));
         };
+        if range::names_too_many(&passing.parts.headers) {
+            self.shared.telemetry.limited(Limit::Ranges);
+        }
+        // What cannot be keyed passes as it came. Without content everything can.
+        let original = (!content.is_empty()).then(|| passing.parts.headers.clone());
         // What the key is made of is what the upstream is sent.
-        hop_by_hop::remove(&mut passing.parts.headers);
-        caching.key.reduce(&mut passing.parts.headers);
-        let fields = &passing.parts.headers;
-        match caching.key.address(&passing.parts.method, &passing.target, fields, &content) {
+        forward::reduce(&mut passing.parts.headers, &passing.sender, &route, caching, !content.is_empty());
+        let claims = passing.sender.claims(&passing.parts.headers);
+        match caching.key.address(&passing.parts.method, &passing.target, &passing.parts.headers, &claims, &content) {
             Ok(address) => {
                 let query = caching.key.query(passing.target.query());
                 let Passing { generation, target, sender, parts, .. } = passing;
@@ -83,6 +88,9 @@ impl Proxy {
             }
             Err(_unkeyed) => {
                 passing.content.put_back(content);
+                if let Some(original) = original {
+                    passing.parts.headers = original;
+                }
                 passing.bypass.detail = Some(Detail::RequestBody);
                 Err(Box::new(passing))
             }
@@ -103,7 +111,7 @@ impl Proxy {
             return Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge);
         }
         if let Some(trouble) = passing.content.trouble().seen() {
-            return refused(trouble);
+            return self.refused(trouble);
         }
         let options = CallOptions {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
@@ -127,13 +135,14 @@ impl Proxy {
         let route = matched.as_ref().map(|(route, _)| &**route);
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
-        let request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        let mut request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        forward::pass_interim(&mut request, &sender, &self.shared.telemetry);
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
         let synced = self.shared.store.synced();
         let request_time = self.shared.clock.now();
         let response = match upstream.fetch(self.worker.0, request, options).await {
             Ok(response) => response,
-            Err(error) => return failed(error, trouble.seen(), bypass.why),
+            Err(error) => return self.failed(error, trouble.seen(), bypass.why),
         };
         let (head, body) = response.into_parts();
         let storable = sent.and_then(|sent| {
@@ -169,19 +178,25 @@ impl Proxy {
         let cache_status = CacheStatus { outcome, detail: Some(Detail::Upgrade) };
         Answer { head: response.map(drop), content: Content::Empty, cache_status, upstream: None }
     }
-}
 
-/// The answer when the upstream gave none: the client's own trouble first.
-fn failed(error: UpstreamError, trouble: Option<ContentTrouble>, why: Why) -> Answer {
-    trouble.map_or_else(|| Answer::failed(error, serve::forwarded(why, None, false)), refused)
-}
+    /// The answer when the upstream gave none: the client's own trouble first.
+    fn failed(&self, error: UpstreamError, trouble: Option<ContentTrouble>, why: Why) -> Answer {
+        let failed = || Answer::failed(error, serve::forwarded(why, None, false));
+        trouble.map_or_else(failed, |trouble| self.refused(trouble))
+    }
 
-/// The answer to content that could not be taken.
-fn refused(trouble: ContentTrouble) -> Answer {
-    match trouble {
-        ContentTrouble::TooLarge => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
-        ContentTrouble::Idle => Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest),
-        ContentTrouble::Broken => Answer::generated(StatusCode::BAD_REQUEST, Detail::BadRequest),
+    /// The answer to content that could not be taken.
+    fn refused(&self, trouble: ContentTrouble) -> Answer {
+        if let Some(limit) = trouble.limit() {
+            self.shared.telemetry.limited(limit);
+        }
+        match trouble {
+            ContentTrouble::TooLarge => Answer::generated(StatusCode::PAYLOAD_TOO_LARGE, Detail::BodyTooLarge),
+            ContentTrouble::Idle | ContentTrouble::Slow => {
+                Answer::generated(StatusCode::REQUEST_TIMEOUT, Detail::BadRequest)
+            }
+            ContentTrouble::Broken => Answer::generated(StatusCode::BAD_REQUEST, Detail::BadRequest),
+        }
     }
 }
 
@@ -208,6 +223,5 @@ fn outgoing(
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = forward::uri(target, target.query(), route);
     *request.headers_mut() = fields;
-    forward::pass_interim(&mut request, sender);
     request
 }

@@ -11,7 +11,7 @@ use super::ask::{self, Ask, Sender};
 use super::fetch::Fetch;
 use super::{Proxy, forward, serve};
 use crate::clock::Timestamp;
-use crate::fields::hop_by_hop;
+use crate::fields::forwarding;
 use crate::generation::Generation;
 use crate::policy::reuse::Why;
 use crate::policy::settle::{self, Exchange, Framing};
@@ -41,7 +41,7 @@ pub struct Posted<'p> {
     pub request_time: Timestamp,
 }
 
-/// The target and the fields that the upstream was sent.
+/// The target and the fields that the upstream was sent, but for those that describe content.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sent {
     uri: Uri,
@@ -59,7 +59,9 @@ pub struct Storable {
 impl Sent {
     /// Those of a request to the upstream.
     pub fn of<B>(request: &Request<B>) -> Self {
-        Self { uri: request.uri().clone(), fields: request.headers().clone() }
+        let mut fields = request.headers().clone();
+        forwarding::remove_if(&mut fields, |name| name.as_str().starts_with("content-"));
+        Self { uri: request.uri().clone(), fields }
     }
 
     /// What the upstream would be sent for `ask`.
@@ -80,7 +82,7 @@ impl Posted<'_> {
         let valid_at = proxy.shared.store.synced();
         head.provenance = ask.provenance(&head, self.synced).ok()?;
         let is_purged = proxy.shared.store.is_purged(&head, &ask.tags(), ask.now());
-        (!is_purged).then_some(Storable { ask, head, valid_at })
+        (!is_purged && ask.is_asked_again()).then_some(Storable { ask, head, valid_at })
     }
 
     /// The GET that the response answers; none where that GET would go elsewhere, pass the cache by, or be sent otherwise
@@ -94,9 +96,9 @@ impl Posted<'_> {
         if passes || *matched.route.upstream != *self.upstream {
             return None;
         }
-        hop_by_hop::remove(&mut parts.headers);
-        caching.key.reduce(&mut parts.headers);
-        let address = caching.key.address(&Method::GET, self.target, &parts.headers, b"").ok()?;
+        forward::reduce(&mut parts.headers, self.sender, matched.route, caching, false);
+        let claims = self.sender.claims(&parts.headers);
+        let address = caching.key.address(&Method::GET, self.target, &parts.headers, &claims, b"").ok()?;
         let ask = Ask {
             proxy: Arc::clone(proxy),
             counters: Arc::clone(&self.generation.counters[matched.index]),
@@ -123,6 +125,8 @@ impl Posted<'_> {
             response_time: proxy.shared.clock.now(),
             framing,
             jitter: fastrand::f64(),
+            // That is known once the GET is.
+            is_asked_again: true,
         };
         settle::storable_for_get(&exchange, &self.target.to_uri()?, &matched.route.caching.as_ref()?.rules)
     }

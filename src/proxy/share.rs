@@ -12,7 +12,7 @@ use super::fetch::Fetch;
 use super::fill::{Fill, News};
 use super::serve::LookedUp;
 use crate::clock::Timestamp;
-use crate::collapse::{Follower, Lease, Turn, Wait};
+use crate::collapse::{Follower, Lease, Turn, Wait, WaitersMax};
 use crate::fields::cache_control::CacheControl;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
@@ -46,7 +46,7 @@ pub enum Step {
     Stream(Arc<Fill>),
     /// The leader was answered with an error, in whose place this may be used.
     Stale(Arc<StoredResponse>),
-    /// The leader's fetch failed, and so would this one.
+    /// The leader's fetch failed, and so would this one; or too many wait for it.
     Failed(UpstreamError),
 }
 
@@ -89,16 +89,26 @@ impl Share {
         }
     }
 
+    /// Whether the request has waited, and what is stored came after it.
+    pub fn has_waited_for(&self, stored: &StoredResponse) -> bool {
+        self.waits > 0 && stored.response_time >= self.arrived
+    }
+
     /// Leads, follows, or goes alone.
     pub async fn turn(&mut self, ask: &Arc<Ask>, stored: Option<&Arc<StoredResponse>>, looked_up: &LookedUp) -> Step {
+        if self.waits == 0 {
+            ask.count();
+        }
         // What was fetched since this request came and still must be validated would be so again after each wait.
-        let is_unshareable = self.waits > 0 && stored.is_some_and(|stored| stored.response_time >= self.arrived);
+        let is_unshareable = stored.is_some_and(|stored| self.has_waited_for(stored));
         let is_spent = looked_up.is_uncacheable() || is_unshareable || self.waits >= WAITS_MAX;
         if is_spent || ask.caching().collapse == Collapse::Off || !is_shareable(ask) {
             return Step::Fetch(None);
         }
         self.select(ask, stored, looked_up);
-        match ask.proxy.shared.inflight.join(self.key) {
+        let of_key = ask.caching().collapse_waiters;
+        let max = WaitersMax { of_key, in_all: ask.generation.server.limits.waiters };
+        match ask.proxy.shared.inflight.join(self.key, max) {
             // A leader may have ended between the lookup and now.
             Turn::Lead(lease) if is_stored_meanwhile(ask, stored) => {
                 drop(lease);
@@ -107,6 +117,11 @@ impl Share {
             }
             Turn::Lead(lease) => self.lead(ask, stored, lease).await,
             Turn::Follow(follower) => self.follow(ask, follower, looked_up.stored()).await,
+            // Each that fetched for itself now would be one more for an upstream that is slow already.
+            Turn::Full(limit) => {
+                ask.proxy.shared.telemetry.limited(limit);
+                Step::Failed(UpstreamError::Overloaded)
+            }
         }
     }
 
@@ -164,7 +179,9 @@ impl Share {
         let head = Some(Arc::clone(&fill.head));
         let decision = decide(&ask.parts, head, false, Why::UriMiss, &ask.caching().rules, ask.now());
         let is_purged = ask.proxy.shared.store.is_purged(&fill.head, &ask.tags(), ask.now());
-        if matches!(decision, Decision::Serve(..)) && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
+        // What comes while it waits is as new as the request's own directives can ask for.
+        let serves = matches!(decision, Decision::Serve(..) | Decision::Validate(_, Why::Request));
+        if serves && !is_purged { Step::Stream(fill) } else { Step::Fetch(None) }
     }
 }
 
@@ -174,7 +191,7 @@ pub fn revalidate(ask: &Arc<Ask>, stored: &Arc<StoredResponse>) {
         return;
     }
     let key = variant_key(ask, stored);
-    let Turn::Lead(lease) = ask.proxy.shared.inflight.join(key) else { return };
+    let Some(lease) = ask.proxy.shared.inflight.lead(key) else { return };
     let (ask, stored) = (Arc::clone(ask), Arc::clone(stored));
     if ask.caching().collapse != Collapse::Cluster {
         return Fetch::start_in_background(ask, stored, Lead::new(lease, None));

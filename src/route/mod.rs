@@ -65,6 +65,8 @@ pub struct Caching {
     pub collapse: Collapse,
     /// The bound on waiting in collapse, per request.
     pub collapse_wait: Duration,
+    /// How many may wait for one key's fetch in this process; above it 503, or what is stale.
+    pub collapse_waiters: usize,
     /// How long an uncacheable answer is remembered (hit-for-miss).
     pub uncacheable_for: Duration,
     /// The tags of its responses, beside the origin's.

@@ -1,5 +1,7 @@
 //! The purge tags of a route's responses that configuration and URL give.
 
+use percent_encoding::percent_decode_str;
+
 use super::{Params, Route};
 use crate::key::Tag;
 use crate::target::Target;
@@ -47,14 +49,18 @@ impl TagTemplate {
         Ok(Self(parts.into()))
     }
 
-    /// The tag for the parameters of one request, percent-encoded as in the normalised path.
+    /// The tag for the parameters of one request, percent-decoded where what comes out is text: the tag of `/p/a%20b` is
+    /// `product:a b`, as who purges it knows it.
     pub fn expand(&self, params: &Params) -> Box<str> {
         let mut tag = String::new();
         for part in &self.0 {
             match part {
                 TagPart::Literal(text) => tag.push_str(text),
                 TagPart::Param(name) => {
-                    tag.push_str(params.iter().find(|(param, _)| param == name).map_or("", |(_, value)| value));
+                    let value = params.iter().find(|(param, _)| param == name).map_or("", |(_, value)| value);
+                    let decoded = percent_decode_str(value).decode_utf8().ok();
+                    let is_text = |text: &str| !text.chars().any(char::is_control);
+                    tag.push_str(decoded.as_deref().filter(|text| is_text(text)).unwrap_or(value));
                 }
             }
         }

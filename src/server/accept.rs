@@ -10,11 +10,12 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_rustls::TlsAcceptor;
 
-use super::occupancy::{Occupancy, Place};
-use crate::config::Listen;
+use super::occupancy::{Occupancy, Place, Source};
+use crate::config::{Listen, ServerConfig};
 use crate::generation::Shared;
 use crate::target::Scheme;
 use crate::telemetry::events::Event;
+use crate::telemetry::limits::Limit;
 
 /// Connections that the kernel completes before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -92,11 +93,16 @@ impl Listener {
             Err(error) => return shared.telemetry.emit(&Event::AcceptFailed { error: error.to_string() }),
         };
         loop {
-            occupancy.room(|| shared.generation.load().server.limits.connections).await;
+            if occupancy.room(|| shared.generation.load().server.limits.connections).await {
+                shared.telemetry.limited(Limit::Connections);
+            }
             match listener.accept().await {
                 Ok((stream, peer)) => {
+                    let Some(place) = occupancy.enter(source(peer, &shared.generation.load().server)) else {
+                        shared.telemetry.limited(Limit::ConnectionsPerAddress);
+                        continue;
+                    };
                     if let Ok(stream) = prepare(stream) {
-                        let place = occupancy.enter();
                         let door = &doors[place.worker.0];
                         let accepted = Accepted { stream, peer, speech: Arc::clone(&self.speech), place };
                         // A worker that is gone has panicked; the connection is closed.
@@ -105,12 +111,21 @@ impl Listener {
                 }
                 Err(error) if is_of_connection(&error) => {}
                 Err(error) => {
+                    shared.telemetry.limited(Limit::Descriptors);
                     shared.telemetry.emit(&Event::AcceptFailed { error: error.to_string() });
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
     }
+}
+
+/// Whose connections are counted; a trusted proxy's are those of many clients.
+fn source(peer: SocketAddr, server: &ServerConfig) -> Option<Source> {
+    let address = peer.ip().to_canonical();
+    let bound = server.limits.connections_per_address;
+    let is_trusted = server.trusted_proxies.iter().any(|network| network.contains(&address));
+    (bound > 0 && !is_trusted).then_some(Source { address, bound })
 }
 
 /// Leaves the control thread's runtime, so that the worker's can have it.

@@ -81,21 +81,25 @@ impl InterimQueue {
 }
 
 impl InterimSink for InterimQueue {
-    fn send(&self, request: u64, status: StatusCode, fields: &HeaderMap) {
+    fn send(&self, request: u64, status: StatusCode, fields: &HeaderMap) -> bool {
         let mut heads = self.heads();
-        if !self.is_open() || request != heads.request || heads.count == HEADS_MAX {
-            return;
+        if !self.is_open() || request != heads.request {
+            return true;
+        }
+        if heads.count == HEADS_MAX {
+            return false;
         }
         let before = heads.bytes.len();
         write_head(&mut heads.bytes, status, fields);
         if heads.bytes.len() > BYTES_MAX {
             heads.bytes.truncate(before);
-            return;
+            return false;
         }
         heads.count += 1;
         self.waiting.store(true, Release);
         drop(heads);
         self.task.wake();
+        true
     }
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use crate::config::{Limits, ServerConfig};
 use crate::target::{Authority, BadTarget, Scheme, Target};
 use crate::telemetry::cache_status::Detail;
+use crate::telemetry::limits::Limit;
 
 /// A request that may be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +28,10 @@ pub enum Refusal {
     Target,
     /// A target longer than `limits.uri_length`.
     TargetLength,
-    /// More or longer fields than `limits.header_count` and `limits.header_size`.
-    Fields,
+    /// Longer fields than `limits.header_size`.
+    FieldBytes,
+    /// More fields than `limits.header_count`.
+    FieldCount,
     /// A length that is not plain: RFC 9112 §6.3.
     Framing,
     /// CONNECT: this is no tunnel.
@@ -44,7 +47,7 @@ impl Refusal {
             Self::Host | Self::Target | Self::Framing => StatusCode::BAD_REQUEST,
             Self::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
             Self::TargetLength => StatusCode::URI_TOO_LONG,
-            Self::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::FieldBytes | Self::FieldCount => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
         }
@@ -57,10 +60,21 @@ impl Refusal {
             Self::Host
             | Self::Target
             | Self::TargetLength
-            | Self::Fields
+            | Self::FieldBytes
+            | Self::FieldCount
             | Self::Framing
             | Self::Connect
             | Self::Expectation => Detail::BadRequest,
+        }
+    }
+
+    /// The bound it is for.
+    pub const fn limit(self) -> Option<Limit> {
+        match self {
+            Self::TargetLength => Some(Limit::UriLength),
+            Self::FieldBytes => Some(Limit::HeaderSize),
+            Self::FieldCount => Some(Limit::HeaderCount),
+            Self::Host | Self::UnknownHost | Self::Target | Self::Framing | Self::Connect | Self::Expectation => None,
         }
     }
 
@@ -105,8 +119,11 @@ fn check_bounds<B>(request: &Request<B>, limits: &Limits) -> Result<(), Refusal>
     let fields = request.headers();
     // Name, colon, space, value, CRLF.
     let field_bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if fields.len() > limits.header_count || field_bytes as u64 > limits.header_size {
-        return Err(Refusal::Fields);
+    if fields.len() > limits.header_count {
+        return Err(Refusal::FieldCount);
+    }
+    if field_bytes as u64 > limits.header_size {
+        return Err(Refusal::FieldBytes);
     }
     Ok(())
 }
@@ -199,9 +216,15 @@ mod tests {
                 header_count: 5,
                 uri_length: 40,
                 connections: 1,
+                connections_per_address: 0,
                 header_timeout: Duration::from_secs(1),
                 idle_timeout: Duration::from_secs(1),
                 body_idle_timeout: Duration::from_secs(1),
+                body_rate_min: 1024,
+                answer_rate_min: 1024,
+                waiters: 1,
+                http2_streams: 1,
+                http2_resets: 1,
             },
         }
     }
@@ -293,9 +316,9 @@ mod tests {
         check_http1(&format!("GET /{}", "x".repeat(39)), &[HOST], Ok(&format!("a.test/{}", "x".repeat(39))));
         check_http1(&format!("GET /{}", "x".repeat(40)), &[HOST], Err(Refusal::TargetLength));
         check_http1("GET /", &[HOST, ("x", &"v".repeat(81))], Ok("a.test/"));
-        check_http1("GET /", &[HOST, ("x", &"v".repeat(82))], Err(Refusal::Fields));
+        check_http1("GET /", &[HOST, ("x", &"v".repeat(82))], Err(Refusal::FieldBytes));
         check_http1("GET /", &[HOST, ("a", ""), ("b", ""), ("c", ""), ("d", "")], Ok("a.test/"));
-        check_http1("GET /", &[HOST, ("a", ""), ("b", ""), ("c", ""), ("d", ""), ("e", "")], Err(Refusal::Fields));
+        check_http1("GET /", &[HOST, ("a", ""), ("b", ""), ("c", ""), ("d", ""), ("e", "")], Err(Refusal::FieldCount));
     }
 
     #[test]

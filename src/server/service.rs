@@ -1,25 +1,27 @@
 //! What hyper calls with each request: checks, the proxy, refusals and `/cache-stats`.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, VIA};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming, SizeHint};
 
-use super::activity::{Activity, InFlight};
-use super::interim::InterimQueue;
+use super::activity::InFlight;
 use super::purging;
 use super::request::{self, Refusal};
+use super::socket::Notes;
 use super::vouched::Vouched;
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Body, Content, Visit};
 use crate::proxy::{Connection, Interim, Proxy};
 use crate::target::Target;
-use crate::telemetry::cache_status::{CacheStatus, Outcome};
+use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
 use crate::telemetry::stats;
 
 /// Fields that say that somebody stands between the peer and us, so that the peer's address does not tell who asks.
@@ -27,6 +29,9 @@ const FORWARDED: [&str; 2] = ["forwarded", "x-real-ip"];
 const FORWARDED_PREFIX: &str = "x-forwarded-";
 /// What 405 offers instead of CONNECT (RFC 9110 §15.5.6); the routes and their upstreams may allow less.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// The most content that an HTTP/2 stream holds at one time: it shows how fast its client takes it.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// One connection's service.
 pub struct Service {
@@ -36,26 +41,31 @@ pub struct Service {
     pub connection: Connection,
     /// Which hosts TLS has vouched for, where the client named one.
     pub vouched: Option<Vouched>,
-    /// What it waits for.
-    pub activity: Arc<Activity>,
-    /// Its interim heads.
-    pub interim: Arc<InterimQueue>,
+    /// What it and the socket tell each other.
+    pub notes: Notes,
 }
 
 impl Service {
     /// Answers a request. Interim heads are taken until the answer's head is there.
     pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
-        let in_flight = self.activity.begin();
+        let Notes { activity, interim, verdict } = &self.notes;
+        let in_flight = activity.begin(request.version() == Version::HTTP_2);
         let takes_interim = request.version() == Version::HTTP_11;
-        let sink = || Arc::clone(&self.interim) as _;
-        let interim = takes_interim.then(|| Interim { sink: sink(), request: self.interim.open() });
-        let response = self.answer(request, interim).await;
+        let sink = takes_interim.then(|| Interim { sink: Arc::clone(interim) as _, request: interim.open() });
+        let response = if request.version() != Version::HTTP_2 && verdict.next_is_ambiguous() {
+            self.refuse(&request, Refusal::Framing, &self.proxy.shared.generation.load_full())
+        } else {
+            self.answer(request, sink).await
+        };
         if takes_interim {
-            self.interim.close();
+            interim.close();
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            verdict.becomes_tunnel();
         }
         // From now on it can be asked for.
         in_flight.handed_over();
-        Ok(response.map(|body| Tracked { body, in_flight }))
+        Ok(response.map(|body| Tracked { body, rest: Bytes::new(), in_flight }))
     }
 
     async fn answer(&self, mut request: Request<Incoming>, interim: Option<Interim>) -> Response<Body> {
@@ -90,6 +100,9 @@ impl Service {
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {
+        if let Some(limit) = refusal.limit() {
+            self.proxy.shared.telemetry.limited(limit);
+        }
         let mut answer = Answer::generated(refusal.status(), refusal.detail());
         let fields = answer.head.headers_mut();
         if refusal.closes() && request.version() != Version::HTTP_2 {
@@ -99,6 +112,25 @@ impl Service {
             fields.insert(ALLOW, METHODS);
         }
         self.finish(request, answer, generation)
+    }
+
+    /// hyper answers by itself, and without content, a head that it cannot read; it is told of like any other refusal.
+    pub fn told_by_hyper(&self, error: &(dyn Error + 'static)) -> String {
+        let refused = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
+        if let Some(error) = refused {
+            let status = match error.is_parse_too_large() {
+                false => StatusCode::BAD_REQUEST,
+                true if error.to_string().starts_with("URI") => StatusCode::URI_TOO_LONG,
+                true => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            };
+            let mut answer = Answer::generated(status, Detail::BadRequest);
+            answer.content = Content::Empty;
+            let generation = self.proxy.shared.generation.load_full();
+            let unread = Method::from_bytes(b"-").unwrap_or_default();
+            let visit = self.visit(unread, "".into(), "".into(), Version::HTTP_11, &generation);
+            drop(visit.finish(answer, &self.proxy.shared.telemetry, false));
+        }
+        error.to_string()
     }
 
     fn server_options(&self, request: &Request<Incoming>, generation: &Generation) -> Response<Body> {
@@ -111,20 +143,31 @@ impl Service {
 
     /// What never reaches a route is counted with what no route matches.
     pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
-        let shared = &self.proxy.shared;
         let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
-        let visit = Visit {
-            started: shared.clock.now(),
+        let (method, target) = (request.method().clone(), request.uri().to_string().into());
+        let visit = self.visit(method, target, host.unwrap_or_default().into(), request.version(), generation);
+        visit.finish(answer, &self.proxy.shared.telemetry, generation.server.cache_status)
+    }
+
+    fn visit(
+        &self,
+        method: Method,
+        target: Box<str>,
+        host: Box<str>,
+        version: Version,
+        generation: &Generation,
+    ) -> Visit {
+        Visit {
+            started: self.proxy.shared.clock.now(),
             begun: Instant::now(),
             client: self.connection.peer.ip().to_canonical(),
-            method: request.method().clone(),
-            target: request.uri().to_string().into(),
-            host: host.unwrap_or_default().into(),
-            version: request.version(),
+            method,
+            target,
+            host,
+            version,
             route: None,
             counters: Arc::clone(&generation.unrouted),
-        };
-        visit.finish(answer, &shared.telemetry, generation.server.cache_status)
+        }
     }
 
     fn asks_for_stats(&self, request: &Request<Incoming>, target: &Target, generation: &Generation) -> bool {
@@ -169,6 +212,8 @@ fn join_cookies(fields: &mut HeaderMap) {
 #[derive(Debug)]
 pub struct Tracked {
     body: Body,
+    /// What is left of a piece of content; HTTP/2 only.
+    rest: Bytes,
     in_flight: InFlight,
 }
 
@@ -180,20 +225,51 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.next_piece())));
+        }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         match polled {
-            Poll::Pending => self.in_flight.waits_for_content(),
-            Poll::Ready(_) => self.in_flight.handed_over(),
+            Poll::Pending => {
+                self.in_flight.waits_for_content();
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) if self.in_flight.is_http2() => match frame.into_data() {
+                Ok(data) => {
+                    self.rest = data;
+                    Poll::Ready(Some(Ok(self.next_piece())))
+                }
+                Err(trailers) => {
+                    self.in_flight.handed_over();
+                    Poll::Ready(Some(Ok(trailers)))
+                }
+            },
+            Poll::Ready(frame) => {
+                self.in_flight.handed_over();
+                Poll::Ready(frame)
+            }
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        body.upper().into_iter().for_each(|upper| hint.set_upper(upper + rest));
+        hint
+    }
+}
+
+impl Tracked {
+    /// Hands over a piece of what is left.
+    fn next_piece(&mut self) -> Frame<Bytes> {
+        self.in_flight.handed_over();
+        let length = self.rest.len().min(PIECE_BYTES);
+        Frame::data(self.rest.split_to(length))
     }
 }
 

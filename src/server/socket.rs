@@ -1,13 +1,16 @@
-//! The socket under hyper: notes what the client does, and writes interim heads between responses.
+//! The socket under hyper: reads before it, notes what the client does, and writes interim heads between responses.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use super::activity::Activity;
+use super::front::{Front, Verdict};
 use super::interim::InterimQueue;
 
 /// A client's connection, above TLS where there is any. `place` is given back when the connection ends, be it hyper's
@@ -22,14 +25,52 @@ pub struct ClientSocket<S, P> {
     written: usize,
     /// Whether hyper has written since it last flushed: it may be within a response.
     is_dirty: bool,
+    front: Front,
+    verdict: Arc<Verdict>,
+    /// Once our side is shut down: what the client still sends is read for so long, and not looked at.
+    lingering: Option<Lingering>,
     _place: P,
 }
 
+/// The end of a connection whose client may be sending: closed at once, it would be reset, and the answer lost with it
+/// (RFC 9112 §9.6).
+#[derive(Debug)]
+struct Lingering {
+    left: usize,
+    until: Pin<Box<Sleep>>,
+}
+
+/// How much is read, and how long, before a client that goes on sending is cut off.
+const LINGER_BYTES: usize = 256 << 10;
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
 impl<S, P> ClientSocket<S, P> {
     /// Wraps an accepted connection.
-    pub const fn new(inner: S, activity: Arc<Activity>, interim: Arc<InterimQueue>, place: P) -> Self {
-        Self { inner, activity, interim, writing: Vec::new(), written: 0, is_dirty: false, _place: place }
+    pub fn new(inner: S, notes: Notes, place: P) -> Self {
+        Self {
+            inner,
+            activity: notes.activity,
+            interim: notes.interim,
+            writing: Vec::new(),
+            written: 0,
+            is_dirty: false,
+            front: Front::default(),
+            verdict: notes.verdict,
+            lingering: None,
+            _place: place,
+        }
     }
+}
+
+/// What the socket and the service of a connection tell each other.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// What the connection waits for.
+    pub activity: Arc<Activity>,
+    /// Interim heads for the request in hand.
+    pub interim: Arc<InterimQueue>,
+    /// What reading before hyper has found.
+    pub verdict: Arc<Verdict>,
 }
 
 impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
@@ -72,16 +113,41 @@ impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
     }
 }
 
+impl<S: AsyncRead + Unpin, P> ClientSocket<S, P> {
+    /// Reads on, within bounds, what a client sends that has not seen yet that nobody listens.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let lingering = self.lingering.get_or_insert_with(|| {
+            let is_sending = self.front.is_within_request() && !self.verdict.is_tunnel();
+            let until = Box::pin(tokio::time::sleep(LINGER_TIME));
+            Lingering { left: if is_sending { LINGER_BYTES } else { 0 }, until }
+        });
+        let mut piece = [0; 8192];
+        while lingering.left > 0 && lingering.until.as_mut().poll(context).is_pending() {
+            let mut piece = ReadBuf::new(&mut piece);
+            if ready!(Pin::new(&mut self.inner).poll_read(context, &mut piece)).is_err() || piece.filled().is_empty() {
+                break;
+            }
+            lingering.left = lingering.left.saturating_sub(piece.filled().len());
+        }
+        Poll::Ready(())
+    }
+}
+
 impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for ClientSocket<S, P> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, buf))?;
-        self.activity.received(&buf.filled()[before..]);
+        let this = &mut *self;
+        let received = &buf.filled()[before..];
+        this.activity.received(received);
+        if !this.verdict.is_tunnel() {
+            this.front.read(received, &this.verdict);
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S, P> {
+impl<S: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S, P> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_before_write(context))?;
         self.is_dirty = true;
@@ -120,7 +186,10 @@ impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S, P> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
+        }
+        self.poll_linger(context).map(Ok)
     }
 }
 
@@ -137,8 +206,8 @@ mod tests {
     fn pair(room: usize) -> (ClientSocket<DuplexStream, ()>, Arc<InterimQueue>, DuplexStream) {
         let (client, server) = tokio::io::duplex(room);
         let queue = Arc::<InterimQueue>::default();
-        let socket = ClientSocket::new(server, Arc::new(Activity::new()), Arc::clone(&queue), ());
-        (socket, queue, client)
+        let notes = Notes { interim: Arc::clone(&queue), ..Notes::default() };
+        (ClientSocket::new(server, notes, ()), queue, client)
     }
 
     fn hint(queue: &InterimQueue, request: u64) {

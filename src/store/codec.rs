@@ -1,14 +1,14 @@
 //! The binary record that Redis holds for a stored response or a marker.
 //!
 //! ```text
-//! 0xC0  version  kind  checksum (8)  facts  S  epoch  tags  material  fields  coding  body
+//! 0xC0  version  kind  seal (16)  facts  S  epoch  tags  material  fields  coding  body
 //! ```
 //!
 //! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
-//! client library does not scan the value as text. The checksum (blake3, cut to 8 bytes) covers all but itself. The body
-//! is last and is read as a slice; one that is stored in over 1 MiB is a string of its own, named here by length and
+//! client library does not scan the value as text. The seal (blake3, cut to 16 bytes; keyed, where there is a key) covers
+//! all but itself. The body is last and is read as a slice; one that is stored in over 1 MiB is a string of its own, named here by length and
 //! digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length (8) of what was received
-//! for a zstd frame. Checksum, length and digest are those of what is stored.
+//! for a zstd frame. Seal, length and digest are those of what is stored.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -21,20 +21,22 @@ use crate::key::CacheKey;
 use crate::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredResponse};
 use compression::{Coding, StoredBody};
 use read::Reader;
+pub use seal::Seal;
 use write::Writer;
 
 pub mod compression;
 mod read;
+mod seal;
 mod write;
 
 /// A byte that no UTF-8 text contains.
 const MAGIC: u8 = 0xC0;
 /// The version of this layout; records of any other are refused.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
 const DURATION_SECS_MAX: u64 = 1 << 40;
-const CHECKSUM_AT: usize = 3;
-const PAYLOAD_AT: usize = 11;
+const SEAL_AT: usize = 3;
+const PAYLOAD_AT: usize = SEAL_AT + seal::LENGTH;
 
 /// What a record holds.
 #[derive(Debug, PartialEq)]
@@ -81,9 +83,9 @@ pub enum Unreadable {
     Foreign,
     /// Of another version of the layout.
     Version,
-    /// The checksum does not fit: truncated or changed.
+    /// The seal, or a body's digest, does not fit: truncated, changed, or sealed with another key.
     Checksum,
-    /// The checksum fits, the content makes no sense.
+    /// The seal fits, the content makes no sense.
     Malformed,
     /// Stored for another key.
     OtherKey,
@@ -127,7 +129,13 @@ impl Detached {
 
 /// The record of a stored response with its body as given, under the epoch that other processes know it by. With
 /// `detached`, the body is left out.
-pub fn encode_response(held: &Held, epoch: Epoch, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
+pub fn encode_response(
+    held: &Held,
+    epoch: Epoch,
+    body: &StoredBody,
+    detached: Option<&Detached>,
+    seal: &Seal,
+) -> Vec<u8> {
     let response = &held.response;
     let kind = if detached.is_some() { Kind::ResponseDetached } else { Kind::Response };
     let body_length = if detached.is_some() { 0 } else { body.bytes.len() };
@@ -152,11 +160,11 @@ pub fn encode_response(held: &Held, epoch: Epoch, body: &StoredBody, detached: O
         }
         None => out.raw(&body.bytes),
     }
-    out.finish()
+    out.finish(seal)
 }
 
 /// The record of a marker.
-pub fn encode_marker(marker: &Marker) -> Vec<u8> {
+pub fn encode_marker(marker: &Marker, seal: &Seal) -> Vec<u8> {
     let mut out = Writer::new(Kind::Marker as u8, 64 + marker.material.len() + marker.variants.len() * 40);
     out.bytes(&marker.material);
     out.count(marker.names.len());
@@ -166,11 +174,11 @@ pub fn encode_marker(marker: &Marker) -> Vec<u8> {
         out.raw(key.as_bytes());
         out.timestamp(*useless_after);
     }
-    out.finish()
+    out.finish(seal)
 }
 
-/// Reads a record whose body is at most `body_max` long. The response's body is a slice of `record`; all else is owned.
-pub fn decode(record: &Bytes, body_max: u64) -> Result<Record, Unreadable> {
+/// Reads a record that this seal was put on, and whose body is at most `body_max` long. The response's body is a slice of `record`; all else is owned.
+pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unreadable> {
     if record.first() != Some(&MAGIC) {
         return Err(Unreadable::Foreign);
     }
@@ -180,7 +188,7 @@ pub fn decode(record: &Bytes, body_max: u64) -> Result<Record, Unreadable> {
     let (Some(head), Some(payload)) = (record.get(..PAYLOAD_AT), record.get(PAYLOAD_AT..)) else {
         return Err(Unreadable::Checksum);
     };
-    if head[CHECKSUM_AT..] != checksum(&head[..CHECKSUM_AT], payload) {
+    if !seal.is_on(&head[SEAL_AT..], &head[..SEAL_AT], payload) {
         return Err(Unreadable::Checksum);
     }
     let mut input = Reader::new(payload);
@@ -197,6 +205,9 @@ pub fn decode(record: &Bytes, body_max: u64) -> Result<Record, Unreadable> {
             let coding = read_coding(&mut input)?;
             let detached = Detached { length: input.u64()?, digest: input.array()? };
             check_lengths(detached.length, coding, body_max)?;
+            if detached.length == 0 {
+                return Err(Unreadable::Malformed);
+            }
             Record::Response { response, material, detached: Some(detached), coding }
         }
         kind if kind == Kind::Marker as u8 => Record::Marker(read_marker(&mut input)?),
@@ -213,14 +224,6 @@ fn check_lengths(stored: u64, coding: Coding, body_max: u64) -> Result<(), Unrea
         Coding::Zstd { .. } => return Err(Unreadable::Malformed),
     };
     if received <= body_max { Ok(()) } else { Err(Unreadable::TooLarge) }
-}
-
-fn checksum(head: &[u8], payload: &[u8]) -> [u8; 8] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(head).update(payload);
-    let mut checksum = [0; 8];
-    hasher.finalize_xof().fill(&mut checksum);
-    checksum
 }
 
 fn write_freshness(out: &mut Writer, freshness: &Freshness) {
@@ -437,11 +440,11 @@ mod tests {
 
     /// The record of a response with its body as it is.
     fn encode(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
-        encode_response(held, epoch, &StoredBody::identity(held.response.body.clone()), detached)
+        encode_response(held, epoch, &StoredBody::identity(held.response.body.clone()), detached, &Seal::plain())
     }
 
     fn decode(record: &Bytes) -> Result<Record, Unreadable> {
-        super::decode(record, u64::MAX)
+        super::decode(record, u64::MAX, &Seal::plain())
     }
 
     fn check_round_trip(response: StoredResponse) {
@@ -473,7 +476,7 @@ mod tests {
         let variants = [1, 2].map(|n| (CacheKey::from_bytes([n; 32]), Timestamp::from_secs(u64::from(n)))).into();
         let names = ["accept", "x-mine"].map(HeaderName::from_static).into();
         let marker = Marker { material: Bytes::from_static(b"m"), names, variants };
-        assert_eq!(decode(&encode_marker(&marker).into()), Ok(Record::Marker(marker)));
+        assert_eq!(decode(&encode_marker(&marker, &Seal::plain()).into()), Ok(Record::Marker(marker)));
     }
 
     #[test]
@@ -494,7 +497,7 @@ mod tests {
         let body = Bytes::from(b"0123456789".repeat(500));
         let held = held(StoredResponse { body: body.clone(), ..response() });
         let stored = StoredBody::compressed(body.clone());
-        let record = encode_response(&held, Epoch(7), &stored, None);
+        let record = encode_response(&held, Epoch(7), &stored, None, &Seal::plain());
         assert!(record.len() < 1000, "{}", record.len());
         let Record::Response { response, detached, coding, .. } = decode(&record.into()).unwrap() else {
             panic!("expected a response")
@@ -510,8 +513,12 @@ mod tests {
             let body = StoredBody { bytes: Bytes::from(vec![0; usize::try_from(stored).unwrap()]), coding };
             let detached = Detached { length: stored, digest: [0; 32] };
             for detached in [None, Some(&detached)] {
-                let record = encode_response(&held, Epoch(7), &body, detached).into();
-                assert_eq!(super::decode(&record, 5000).map(|_| ()), expected, "{stored} {coding:?} {detached:?}");
+                let record = encode_response(&held, Epoch(7), &body, detached, &Seal::plain()).into();
+                assert_eq!(
+                    super::decode(&record, 5000, &Seal::plain()).map(|_| ()),
+                    expected,
+                    "{stored} {coding:?} {detached:?}"
+                );
             }
         };
         check(5000, Coding::Identity, Ok(()));
@@ -558,12 +565,85 @@ mod tests {
         check(b"", Unreadable::Foreign);
         check(b"{\"json\":1}", Unreadable::Foreign);
         check(&[MAGIC, 1, 1, 0], Unreadable::Version);
-        check(&[MAGIC, 3, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 2, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 4, 1, 0], Unreadable::Version);
         check(&[MAGIC], Unreadable::Checksum);
-        check(&Writer::new(9, 0).finish(), Unreadable::Malformed);
+        check(&Writer::new(9, 0).finish(&Seal::plain()), Unreadable::Malformed);
     }
 
-    /// Bytes that pass the checksum, and still mean nothing.
+    /// The record with what comes first of `from` replaced, sealed as if it had been written so.
+    fn forged(record: &[u8], from: &[u8], to: &[u8]) -> Bytes {
+        let at = record.windows(from.len()).position(|bytes| bytes == from).expect("it is there");
+        let mut out = Writer::new(record[2], record.len());
+        out.raw(&record[PAYLOAD_AT..at]);
+        out.raw(to);
+        out.raw(&record[at + from.len()..]);
+        out.finish(&Seal::plain()).into()
+    }
+
+    #[test]
+    fn what_is_sealed_by_who_means_harm_is_refused_or_harmless() {
+        let mut response = response();
+        response.fields.append("x-fourteen-lon", HeaderValue::from_static("9999"));
+        response.fields.append("x-seventeen-longs", HeaderValue::from_static("chunked"));
+        let record = encode(&held(response), Epoch(7), None);
+        let refused = |from: &[u8], to: &[u8]| {
+            assert_eq!(decode(&forged(&record, from, to)), Err(Unreadable::Malformed), "{from:?} {to:?}");
+        };
+        refused(b"\xff latin", b"a\r\nb: c");
+        refused(b"\xff latin", b"\xff lat\0n");
+        refused(b"text/plain", b"text\nplain");
+        refused(b"x-odd", b"x odd");
+        refused(b"x-odd", b"x\r\nod");
+        refused(b"accept-language", b"accept:language");
+        refused("group:ünï".as_bytes(), b"group:\xffn\xfe\xff\xff");
+        // Lengths and counts of half a gigabyte and more.
+        let lengths = [500_000_000_u32, u32::MAX].map(u32::to_le_bytes);
+        for length in lengths {
+            refused(b"\x09\0\0\0material", &[&length, &b"material"[..]].concat());
+            refused(b"\x02\0\0\0\x09\0\0\0product:1", &[&length, &b"\x09\0\0\0product:1"[..]].concat());
+            refused(b"\x0c\0\0\0content-type", &[&length, &b"content-type"[..]].concat());
+        }
+        let framed = forged(&record, b"x-fourteen-lon", b"content-length");
+        let framed = forged(&framed, b"x-seventeen-longs", b"transfer-encoding");
+        let Ok(Record::Response { response, .. }) = decode(&framed) else { panic!("expected a response") };
+        assert_eq!(response.fields, super::tests::response().fields);
+    }
+
+    #[test]
+    fn a_million_fields_are_refused() {
+        let record = encode(&held(response()), Epoch(7), None);
+        let fields: Vec<u8> = (0..1_000_000_u32)
+            .flat_map(|nth| {
+                let name = format!("x{nth:06}");
+                [&7_u32.to_le_bytes()[..], name.as_bytes(), &[0; 4]].concat()
+            })
+            .collect();
+        let counted = [&1_000_004_u32.to_le_bytes()[..], &fields].concat();
+        let record =
+            forged(&record, b"\x04\0\0\0\x0c\0\0\0content-type", &[&counted[..], b"\x0c\0\0\0content-type"].concat());
+        assert_eq!(decode(&record), Err(Unreadable::Malformed));
+    }
+
+    #[test]
+    fn only_the_seal_that_was_put_on_fits() {
+        let (held, marker) =
+            (held(response()), Marker { material: Bytes::new(), names: [].into(), variants: [].into() });
+        let seals = || [Seal::plain(), Seal::keyed("sixteen or more!"), Seal::keyed("sixteen or more?")];
+        for (put_on, by) in seals().iter().enumerate() {
+            let body = StoredBody::identity(held.response.body.clone());
+            let records = [encode_response(&held, Epoch(7), &body, None, by), encode_marker(&marker, by)];
+            for record in records.map(Bytes::from) {
+                for (asked, seal) in seals().iter().enumerate() {
+                    let decoded = super::decode(&record, u64::MAX, seal).map(|_| ());
+                    let expected = if put_on == asked { Ok(()) } else { Err(Unreadable::Checksum) };
+                    assert_eq!(decoded, expected, "sealed by {put_on}, asked of {asked}");
+                }
+            }
+        }
+    }
+
+    /// Bytes that pass the seal, and still mean nothing.
     #[test]
     fn random_content_never_panics_nor_allocates_by_its_own_word() {
         let mut random = fastrand::Rng::with_seed(3);
@@ -582,7 +662,7 @@ mod tests {
                 bytes.truncate(random.usize(..=bytes.len()));
                 out.raw(&bytes);
             }
-            let _ = decode(&out.finish().into());
+            let _ = decode(&out.finish(&Seal::plain()).into());
         }
     }
 }

@@ -58,6 +58,7 @@ pub enum Detail {
     Credentials,
     BypassHeader,
     RequestBody,
+    NonAscii,
     Upgrade,
     Uncacheable,
     RedisUnavailable,
@@ -211,13 +212,14 @@ const fn fwd(why: Why) -> &'static str {
 
 impl Detail {
     /// Every detail but the reasons not to store, in the order of its counter.
-    pub const PLAIN: [Self; 22] = [
+    pub const PLAIN: [Self; 23] = [
         Self::NoRoute,
         Self::CacheOff,
         Self::Cookie,
         Self::Credentials,
         Self::BypassHeader,
         Self::RequestBody,
+        Self::NonAscii,
         Self::Upgrade,
         Self::Uncacheable,
         Self::RedisUnavailable,
@@ -245,6 +247,7 @@ impl Detail {
             Self::Credentials => "credentials",
             Self::BypassHeader => "bypass-header",
             Self::RequestBody => "request-body",
+            Self::NonAscii => "non-ascii",
             Self::Upgrade => "upgrade",
             Self::Uncacheable => "uncacheable",
             Self::RedisUnavailable => "redis-unavailable",

@@ -3,6 +3,7 @@
 pub mod cache_status;
 pub mod events;
 mod histogram;
+pub mod limits;
 mod lines;
 mod logs;
 pub mod metrics;
@@ -21,6 +22,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::policy::settle::NotStored;
 use cache_status::CacheStatus;
 use events::Event;
+use limits::Limit;
 use logs::{Log, LogWriter, Sink};
 use metrics::{RouteCounters, Snapshot};
 
@@ -71,6 +73,8 @@ pub struct Telemetry {
     routes: Mutex<BTreeMap<Box<str>, Arc<RouteCounters>>>,
     /// How often each kind of event happened.
     events: Mutex<BTreeMap<&'static str, u64>>,
+    /// How often each bound was met.
+    limits: limits::Counts,
 }
 
 /// What a reload may change, read by every request.
@@ -134,7 +138,14 @@ impl Telemetry {
         let writer = LogWriter::start(Sink::open(&config.access)?)?;
         let settings = Settings { level: AtomicU8::new(0), format: AtomicU8::new(0), access: AtomicU8::new(0) };
         settings.set(&config, Access::of(&config.access));
-        Ok(Self { clock, writer, settings, routes: Mutex::default(), events: Mutex::default() })
+        Ok(Self {
+            clock,
+            writer,
+            settings,
+            routes: Mutex::default(),
+            events: Mutex::default(),
+            limits: limits::Counts::default(),
+        })
     }
 
     /// Logs and counts an event.
@@ -149,10 +160,18 @@ impl Telemetry {
     /// Counts a finished request and writes its access log line. Never waits: what the writer cannot take is counted.
     pub fn record(&self, record: &RequestRecord) {
         record.counters.record(record);
+        if let Some(limit) = record.cache_status.detail.and_then(Limit::of) {
+            self.limited(limit);
+        }
         if self.settings.access() != Access::Off {
             let format = self.settings.format();
             self.push(Log::Access, |line| lines::access(line, format, record));
         }
+    }
+
+    /// Counts a bound that was met, where no request's record tells of it.
+    pub fn limited(&self, limit: Limit) {
+        self.limits.add(limit);
     }
 
     /// Counts a fetch that no client waited for (background revalidation) and that gave a response head.
@@ -168,6 +187,9 @@ impl Telemetry {
     /// Counts a response that turned out not to be stored after its head had left.
     pub fn record_not_stored(&self, counters: &RouteCounters, reason: NotStored) {
         counters.record_not_stored(reason);
+        if let Some(limit) = Limit::of_not_stored(reason) {
+            self.limited(limit);
+        }
     }
 
     /// The counters of a route by its name; the same over reloads.
@@ -214,6 +236,10 @@ impl Telemetry {
 
     fn dropped_lines(&self) -> u64 {
         self.writer.dropped()
+    }
+
+    fn limit_counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.limits.all()
     }
 
     fn event_counts(&self) -> BTreeMap<&'static str, u64> {

@@ -50,6 +50,7 @@ pub fn render(shared: &Shared) -> Value {
             "tunnels": shared.tunnels.len(),
         },
         "log": { "dropped": telemetry.dropped_lines() },
+        "limits": reasons(telemetry.limit_counts()),
         "events": telemetry.event_counts(),
     })
 }

@@ -18,6 +18,7 @@ use super::error::Failure;
 use super::outgoing::{Progress, Source};
 use super::server::{Attempt, Server};
 use super::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
+use crate::telemetry::limits::Limit;
 
 /// Indices of servers that this call asks no more.
 type Tried = SmallVec<[usize; 4]>;
@@ -29,7 +30,7 @@ pub(super) async fn run(
     request: Request<RequestBody>,
     options: &CallOptions,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
-    let place = upstream.room.enter().await?;
+    let place = upstream.room.enter().await.inspect_err(|_| upstream.telemetry.limited(Limit::MaxPending))?;
     let (head, content) = request.into_parts();
     let mut call =
         Call { upstream, worker, options, head: Request::from_parts(head, ()), source: Source::new(content) };

@@ -111,6 +111,7 @@ pub struct Upstream {
     servers: Box<[Arc<Server>]>,
     turn: Turn,
     room: Room,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Upstreams {
@@ -148,7 +149,7 @@ impl Upstream {
     fn new(config: UpstreamConfig, workers: usize, telemetry: &Arc<Telemetry>) -> Self {
         let servers = config.urls.iter().map(|url| Arc::new(Server::new(&config, url, workers, telemetry))).collect();
         let room = Room::new(config.max_concurrent, config.max_pending, config.connect_timeout);
-        Self { config, servers, turn: Turn::default(), room }
+        Self { config, servers, turn: Turn::default(), room, telemetry: Arc::clone(telemetry) }
     }
 
     /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but

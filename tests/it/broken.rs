@@ -182,7 +182,7 @@ async fn a_103_of_a_revalidation_behind_an_answer_reaches_no_other_request() {
     assert!(!answers.contains("HTTP/1.1 103 "), "{answers}");
 }
 
-fn resident_bytes() -> usize {
+pub fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("linux");
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("pages") * 4096
 }

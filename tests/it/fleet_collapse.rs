@@ -1,12 +1,11 @@
 //! One fetch for many requests over many processes.
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
 use crate::world::proxy::one_route_with_redis;
-use crate::world::{Cluster, Got, Origin, Proxy, Redis, client, get, got, reply};
+use crate::world::{Cluster, Got, Origin, Process, Proxy, Redis, client, get, got, reply};
 
 /// The upstream is slow, so that all requests come while the first is being fetched.
 const SLOW: Duration = Duration::from_millis(200);
@@ -238,56 +237,4 @@ async fn a_holder_that_is_killed_costs_the_others_its_lease_at_most() {
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "1 "), "{answers:?}");
     assert_eq!(origin.count("/cold"), 2);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-}
-
-/// The proxy as a process of its own, killed when dropped.
-struct Process {
-    port: u16,
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Process {
-    async fn start(toml: &str) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("aside.toml");
-        let server = format!("[server]\nlisten = \"127.0.0.1:{port}\"\nthreads = 1\n\n[log]\naccess = \"off\"\n\n");
-        std::fs::write(&path, server + toml).expect("a file");
-        let child = Command::new(env!("CARGO_BIN_EXE_aside"))
-            .args(["serve", "--config"])
-            .arg(&path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the proxy starts");
-        let process = Self { port, child, _folder: folder };
-        process.until_connected().await;
-        process
-    }
-
-    async fn until_connected(&self) {
-        let (client, url) = (client(), format!("http://127.0.0.1:{}/cache-stats", self.port));
-        let begun = Instant::now();
-        loop {
-            if let Ok(response) = client.get(&url).send().await {
-                let stats: serde_json::Value = serde_json::from_str(&got(response).await.body).expect("JSON");
-                if stats["redis"]["state"] == "up" {
-                    return;
-                }
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "the proxy did not start");
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // SIGKILL.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -147,13 +147,13 @@ async fn a_client_cannot_pass_for_a_proxy() {
 }
 
 /// A frame of HTTP/2 (RFC 9113 §4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// The header block of a GET for `/a` at `a.test`, without compression of what the static table does not hold.
-const GET_A: &[u8] = b"\x82\x86\x04\x02/a\x01\x06a.test";
+pub const GET_A: &[u8] = b"\x82\x86\x04\x02/a\x01\x06a.test";
 
 #[tokio::test]
 async fn an_http2_client_that_gives_no_window_is_left() {

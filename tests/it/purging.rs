@@ -155,7 +155,27 @@ async fn a_url_means_all_that_has_its_key() {
     check_one("a.example/a", "http://a.example/a?gclid=1").await;
     check_one("a.example/a?y=2&x=1", "http://a.example/a?x=1&y=2").await;
     check_one("a.example/a?x=1&y=2", "http://a.example/a?y=2&fbclid=3&x=1").await;
+    check_one("a.example/a?x=%7Eb&%79=%c3%a9", "http://a.example/a?x=~b&y=\u{e9}").await;
+    check_one("a.example/a?", "http://a.example/a").await;
+    check_one("a.example:443/a", "https://a.example/a").await;
+    check_one("a.example/a", "https://a.example/a?").await;
     check(&proxy, &["a.example/a?x=1"], json!({ "urls": ["http://a.example/a?x=2"] }), &[]).await;
+    check(&proxy, &["a.example:8080/a"], json!({ "urls": ["http://a.example/a"] }), &[]).await;
+}
+
+#[tokio::test]
+async fn a_parameter_in_a_tag_is_what_the_path_means() {
+    let origin = Origin::counting(&[FRESH]);
+    let toml = format!(
+        "{ADMIN}[upstream.api]\nurl = \"{}\"\n\n[[route]]\npath = \"/p/{{id}}\"\ntags = [\"product:{{id}}\"]\n",
+        origin.url()
+    );
+    let proxy = Proxy::start(&toml);
+    let urls = ["a.example/p/a%20b", "a.example/p/%c3%a9", "a.example/p/a%0Ab", "a.example/p/%ff"];
+    check(&proxy, &urls, json!({ "tags": ["product:a b"] }), &urls[..1]).await;
+    check(&proxy, &urls, json!({ "tags": ["product:\u{e9}"] }), &urls[1..2]).await;
+    check(&proxy, &urls, json!({ "tags": ["product:a%0Ab"] }), &urls[2..3]).await;
+    check(&proxy, &urls, json!({ "tags": ["product:%FF"] }), &urls[3..]).await;
 }
 
 #[tokio::test]

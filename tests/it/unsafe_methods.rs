@@ -59,6 +59,24 @@ async fn the_routes_own_tags_are_purged_by_what_it_invalidates() {
 }
 
 #[tokio::test]
+async fn what_a_route_invalidates_does_not_wait_for_it_to_know_the_method() {
+    let origin = origin();
+    let toml = format!(
+        "[upstream.api]\nurl = \"{}\"\n\n\
+         [[route]]\npath = \"/lists/{{id}}\"\ntags = [\"list:{{id}}\"]\n\n\
+         [[route]]\npath = \"/items/{{list}}\"\ninvalidates = [\"list:{{list}}\"]\n",
+        origin.url()
+    );
+    let proxy = Proxy::start(&toml);
+    let client = client();
+    get(&client, &proxy.url("/lists/1")).await;
+    get(&client, &proxy.url("/lists/2")).await;
+    client.post(proxy.url("/items/1")).body("5").send().await.unwrap();
+    assert_eq!(get(&client, &proxy.url("/lists/1")).await.body, "/lists/1 1");
+    assert_eq!(get(&client, &proxy.url("/lists/2")).await.body, "/lists/2 0");
+}
+
+#[tokio::test]
 async fn a_post_that_is_what_a_get_would_get_is_stored_for_gets() {
     let origin = Origin::start(|seen| async move {
         let fields = [("cache-control", "max-age=60"), ("content-location", "/a")];

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::{HeaderMap, Response, StatusCode};
 
 use super::{Fetch, Fetched, share};
-use crate::fields::hop_by_hop;
+use crate::fields::vary::SelectingFields;
+use crate::fields::{forwarding, hop_by_hop};
 use crate::policy::settle::{self, Exchange, Framing, HeadUpdate, NotStored};
 use crate::proxy::fill::{Bound, Fill, News, Received, Room};
 use crate::store::{Put, PutLimits};
@@ -66,6 +67,9 @@ impl Fetch {
     /// The head with its provenance, and room for the body; or why it is not stored.
     fn admit(&self, mut head: StoredResponse, framing: Framing) -> Result<(StoredResponse, Room), NotStored> {
         head.selecting = head.selecting.without(&self.ask.caching().vary_ignore);
+        if matches!(&head.selecting, SelectingFields::Names(names) if names.iter().any(forwarding::is_address)) {
+            return Err(NotStored::VaryAny);
+        }
         head.provenance = self.provenance(&head)?;
         let expected = match framing {
             Framing::Length(length) if length > self.ask.caching().max_object => return Err(NotStored::TooLarge),

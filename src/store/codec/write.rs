@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CHECKSUM_AT, DURATION_SECS_MAX, MAGIC, PAYLOAD_AT, VERSION};
+use super::{DURATION_SECS_MAX, MAGIC, PAYLOAD_AT, SEAL_AT, Seal, VERSION};
 use crate::clock::Timestamp;
 
 /// A record being written.
@@ -16,10 +16,10 @@ impl Writer {
         Self(bytes)
     }
 
-    /// The record with its checksum.
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        let checksum = super::checksum(&self.0[..CHECKSUM_AT], &self.0[PAYLOAD_AT..]);
-        self.0[CHECKSUM_AT..PAYLOAD_AT].copy_from_slice(&checksum);
+    /// The record with its seal.
+    pub(super) fn finish(mut self, seal: &Seal) -> Vec<u8> {
+        let seal = seal.of(&self.0[..SEAL_AT], &self.0[PAYLOAD_AT..]);
+        self.0[SEAL_AT..PAYLOAD_AT].copy_from_slice(&seal);
         self.0
     }
 

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
+pub use super::codec::Seal;
 use super::ledger::Ledger;
 use super::{Purged, RedisStats, WorkerId};
 use crate::clock::Clock;
@@ -62,6 +63,8 @@ pub struct RedisConfig {
     pub max_object: u64,
     /// Whether bodies are compressed where that pays. What is compressed is read all the same.
     pub compress: bool,
+    /// What records are sealed with.
+    pub seal: Seal,
 }
 
 impl RedisConfig {

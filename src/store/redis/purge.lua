@@ -7,7 +7,8 @@ local time = redis.call('TIME')
 local number = time[1] * 1000000 + time[2]
 local header, before = redis.pcall('GETRANGE', key, 0, 31), 0
 if type(header) ~= 'string' then header = '' end
-local is_new = string.sub(header, 1, 8) ~= string.sub(new, 1, 8)
+local is_ours = #header == 32 and string.sub(header, 1, 8) == string.sub(new, 1, 8)
+local is_new = not is_ours or string.sub(header, 9, 16) == string.rep('\0', 8)
 if is_new then
   redis.call('SET', key, new)
   header = new

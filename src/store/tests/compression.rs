@@ -130,7 +130,7 @@ async fn a_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted(
     for stored in hostile {
         let detached = Detached::of(&stored.bytes);
         for detached in [None, Some(&detached)] {
-            server.set(&key, &codec::encode_response(&slot, epoch, &stored, detached));
+            server.set(&key, &codec::encode_response(&slot, epoch, &stored, detached, &Seal::plain()));
             if let Some(detached) = detached {
                 let digest = blake3::Hash::from_bytes(detached.digest).to_hex();
                 server.set(&format!("{key}:b:{digest}"), &stored.bytes);
@@ -141,7 +141,7 @@ async fn a_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted(
             assert_eq!((stats(&world).corrupt, server.keys().contains(&key)), (corrupt, false), "{stored:?}");
         }
     }
-    server.set(&key, &codec::encode_response(&slot, epoch, &declared(&frame, 2000), None));
+    server.set(&key, &codec::encode_response(&slot, epoch, &declared(&frame, 2000), None, &Seal::plain()));
     check(&world, &ask, Ok((&body, Tier::Redis))).await;
 }
 
@@ -175,7 +175,7 @@ async fn a_body_declared_longer_than_the_bound_is_a_miss_and_left_to_who_takes_i
     let slot = slot::Held::new(&ask.address, Arc::new(large.response(&[], &body)));
     let stored = StoredBody { coding: Coding::Zstd { length: u64::MAX }, ..StoredBody::compressed(body.into()) };
     for detached in [None, Some(&Detached::of(&stored.bytes))] {
-        server.set(&key, &codec::encode_response(&slot, large.store.synced().epoch, &stored, detached));
+        server.set(&key, &codec::encode_response(&slot, large.store.synced().epoch, &stored, detached, &Seal::plain()));
         check(&large, &ask, Err(Missing::Key)).await;
     }
     assert_eq!((stats(&large).corrupt, stats(&small).corrupt), (0, 0));

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::redis::RedisConfig;
+use super::redis::{RedisConfig, Seal};
 use super::*;
 use crate::clock::Clock;
 use crate::fields::vary::SelectingFields;

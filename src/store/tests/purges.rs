@@ -235,6 +235,24 @@ async fn a_foreign_value_in_the_ledgers_place_is_replaced_and_another_size_is_re
     assert!(purge_url(&other, &ask("/a", &[]), SOON).await.acknowledged.is_err());
 }
 
+#[tokio::test]
+async fn a_ledger_that_lost_its_end_or_its_epoch_is_made_anew() {
+    let (server, a) = (Server::start(&[]), ask("/a", &[]));
+    let world = connected(&server, 8 << 20).await;
+    for length in [0, 8, 15, 16, 31, 32, 64] {
+        let whole = server.value("t:ledger");
+        server.set("t:ledger", &whole[..length]);
+        assert_eq!(purge_url(&world, &a, SOON).await.acknowledged, Ok(()), "{length} bytes are left");
+        let mut nameless = server.value("t:ledger");
+        nameless[8..16].fill(0);
+        server.set("t:ledger", &nameless);
+        assert_eq!(purge_url(&world, &a, SOON).await.acknowledged, Ok(()), "no epoch is left");
+    }
+    let (epoch, number) = header(&server);
+    until("the ledger to be followed", || stats(&world).ledger == "synced").await;
+    assert!(epoch != 0 && number != 0);
+}
+
 /// Purges `ask` for a response that nothing had purged at `valid_at`; whether that may be stored, and is then found.
 async fn outlives(world: &World, ask: &Ask, valid_at: Synced) -> bool {
     let tags = [Tag::url(&ask.target)];

@@ -3,7 +3,7 @@
 use super::server::Server;
 use super::*;
 use crate::store::ledger::PurgeKind;
-use crate::store::redis::RedisConfig;
+use crate::store::redis::{RedisConfig, Seal};
 
 pub(super) fn redis_config(url: String) -> RedisConfig {
     RedisConfig {
@@ -17,6 +17,7 @@ pub(super) fn redis_config(url: String) -> RedisConfig {
         timeout: Duration::from_millis(500),
         max_object: 8 << 20,
         compress: true,
+        seal: Seal::plain(),
     }
 }
 

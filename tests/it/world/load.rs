@@ -16,30 +16,54 @@ pub struct Load {
     stopping: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     wrong: Arc<Mutex<Vec<String>>>,
+    /// How long each answer took, in order of their ends.
+    took: Arc<Mutex<Vec<Duration>>>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     /// Asks for `paths` through the proxy; an answer is right when it is a 200 with that path's body.
-    #[allow(clippy::disallowed_methods, reason = "the clients are awaited when they are stopped")]
     pub fn start(proxy: &Proxy, paths: &[String]) -> Self {
-        let (stopping, answered, wrong) = (Arc::default(), Arc::default(), Arc::default());
-        let mut load = Self { stopping, answered, wrong, clients: Vec::new() };
-        for nth in 0..CLIENTS {
-            let (stopping, answered, wrong) =
-                (Arc::clone(&load.stopping), Arc::clone(&load.answered), Arc::clone(&load.wrong));
-            let mut paths: Vec<(String, String)> = paths.iter().map(|path| (path.clone(), proxy.url(path))).collect();
-            let first = nth * paths.len() / CLIENTS;
-            paths.rotate_left(first);
+        Self::start_clients(CLIENTS, proxy, paths)
+    }
+
+    /// The same with as many clients.
+    pub fn start_clients(count: usize, proxy: &Proxy, paths: &[String]) -> Self {
+        let paths = paths.to_vec();
+        Self::start_with(count, proxy, move |client, nth| {
+            paths[(client * paths.len() / count + nth) % paths.len()].clone()
+        })
+    }
+
+    /// As many clients, each of which asks for what `path` gives for its number and that of its request.
+    #[allow(clippy::disallowed_methods, reason = "the clients are awaited when they are stopped")]
+    pub fn start_with(
+        count: usize,
+        proxy: &Proxy,
+        path: impl Fn(usize, usize) -> String + Clone + Send + 'static,
+    ) -> Self {
+        let (stopping, answered, wrong, took) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        let mut load = Self { stopping, answered, wrong, took, clients: Vec::new() };
+        for nth_client in 0..count {
+            let (stopping, answered, wrong, took) = (
+                Arc::clone(&load.stopping),
+                Arc::clone(&load.answered),
+                Arc::clone(&load.wrong),
+                Arc::clone(&load.took),
+            );
+            let (path, base) = (path.clone(), proxy.url(""));
             load.clients.push(tokio::spawn(async move {
                 let client = client();
-                for (path, url) in paths.iter().cycle() {
+                for nth in 0.. {
                     if stopping.load(Ordering::Relaxed) {
                         return;
                     }
-                    if let Err(what) = ask(&client, path, url).await {
+                    let path = path(nth_client, nth);
+                    let begun = Instant::now();
+                    if let Err(what) = ask(&client, &path, &format!("{base}{path}")).await {
                         wrong.lock().unwrap().push(what);
                     }
+                    took.lock().unwrap().push(begun.elapsed());
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             }));
@@ -50,6 +74,11 @@ impl Load {
     /// How many answers came so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    /// How many answers took longer than that.
+    pub fn slower_than(&self, limit: Duration) -> usize {
+        self.took.lock().unwrap().iter().filter(|took| **took > limit).count()
     }
 
     /// Waits until as many answers more have come.

@@ -4,10 +4,12 @@ pub mod certificates;
 pub mod cluster;
 pub mod load;
 pub mod origin;
+pub mod process;
 pub mod proxy;
 pub mod redis;
 pub mod relay;
 pub mod sentinels;
+pub mod stage;
 
 use std::sync::Once;
 
@@ -15,9 +17,11 @@ pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use load::Load;
 pub use origin::{Origin, RawOrigin, reply};
+pub use process::Process;
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sentinels::Sentinels;
+pub use stage::Stage;
 
 /// A client that keeps connections, follows no redirects, and says HTTP/1.1.
 pub fn client() -> reqwest::Client {

@@ -21,16 +21,21 @@ pub struct Proxy {
 impl Proxy {
     /// Starts with a TOML text whose `[server]` table need not be there, on a free port and a clock that stands still.
     pub fn start(toml: &str) -> Self {
-        Self::start_at(toml, None)
+        Self::start_with_clock(toml, Clock::manual(Clock::System.now()))
+    }
+
+    /// The same on another clock.
+    pub fn start_with_clock(toml: &str, clock: Clock) -> Self {
+        Self::start_at(toml, None, clock)
     }
 
     /// The same from a file, so that it can be reloaded.
     pub fn start_file(path: PathBuf) -> Self {
         let toml = std::fs::read_to_string(&path).expect("the file is there");
-        Self::start_at(&toml, Some(path))
+        Self::start_at(&toml, Some(path), Clock::manual(Clock::System.now()))
     }
 
-    fn start_at(toml: &str, path: Option<PathBuf>) -> Self {
+    fn start_at(toml: &str, path: Option<PathBuf>, clock: Clock) -> Self {
         let (mut config, _warnings) = match aside::config::parse("test.toml", toml) {
             Ok(checked) => checked,
             Err(problems) => panic!("{}", problems.iter().map(|it| format!("{it}\n")).collect::<String>()),
@@ -41,7 +46,6 @@ impl Proxy {
         config.server.threads = 2;
         let (sender, lines) = sync_channel(100_000);
         config.log.access = AccessLog::Lines(sender);
-        let clock = Clock::manual(Clock::System.now());
         let running = start(config, path, clock.clone()).expect("the proxy starts");
         let address = running.listen[0];
         Self { running, clock, address, lines: Mutex::new(lines) }
@@ -55,6 +59,14 @@ impl Proxy {
     pub async fn stats(&self) -> serde_json::Value {
         let text = super::get(&super::client(), &self.url("/cache-stats")).await.body;
         serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Waits, bounded, until it has Redis.
+    pub async fn until_redis_is_up(&self) {
+        let begun = std::time::Instant::now();
+        while self.stats().await["redis"]["state"] != "up" {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10), "redis was not reached");
+        }
     }
 
     /// Stops it; its access log lines.

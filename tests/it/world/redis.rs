@@ -173,7 +173,8 @@ impl Redis {
         self.tell("KEYS aside:r:*").lines().map(str::to_owned).collect()
     }
 
-    fn connection(&self) -> Option<TcpStream> {
+    /// A connection whose answers are waited for no longer than two seconds.
+    pub fn connection(&self) -> Option<TcpStream> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
         Some(stream)
