@@ -1,7 +1,7 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build test lint conformance image demo redis-server clean
+.PHONY: build test lint conformance soak image demo redis-server clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
@@ -31,6 +31,12 @@ conformance: build redis-server $(CONFORMANCE)/node_modules/.package-lock.json
 $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CONFORMANCE)/package-lock.json
 	npm ci --prefix $(CONFORMANCE) --ignore-scripts --no-audit --no-fund
 	@touch $@
+
+# The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
+# the upstream did not do. Ten minutes; SOAK_SECONDS says otherwise.
+soak: build redis-server
+	SOAK_ASIDE=$(CURDIR)/target/release/aside \
+		cargo test --locked --test it soak:: -- --ignored --nocapture
 
 image:
 	docker build --tag $(IMAGE) .

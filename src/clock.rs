@@ -68,6 +68,13 @@ impl Clock {
         }
     }
 
+    /// Sets a manual clock, back too; a system clock is left alone.
+    pub fn set(&self, to: Timestamp) {
+        if let Self::Manual(millis) = self {
+            millis.store(to.as_millis(), Ordering::Release);
+        }
+    }
+
     /// Moves a manual clock forward; a system clock is left alone.
     pub fn advance(&self, by: Duration) {
         if let Self::Manual(millis) = self {

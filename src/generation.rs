@@ -1,8 +1,9 @@
 //! Everything one configuration builds: immutable, swapped as a whole.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::runtime::RuntimeMetrics;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Timestamp};
@@ -90,6 +91,7 @@ pub struct Shared {
     /// When the process started.
     pub started_at: Timestamp,
     workers: usize,
+    runtimes: Mutex<Vec<RuntimeMetrics>>,
 }
 
 impl Shared {
@@ -116,7 +118,20 @@ impl Shared {
             last_error: ArcSwap::from_pointee(None),
             started_at,
             workers,
+            runtimes: Mutex::default(),
         })
+    }
+
+    /// From now on the tasks of the runtime that this is called on are counted.
+    pub fn count_tasks(&self) {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).push(metrics);
+    }
+
+    /// The tasks that have not ended, on all runtimes.
+    pub fn tasks_alive(&self) -> usize {
+        let runtimes = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        runtimes.iter().map(RuntimeMetrics::num_alive_tasks).sum()
     }
 
     /// Builds the next generation and swaps it in; requests under way keep theirs. Returns its number.

@@ -9,6 +9,11 @@ use crate::clock::Timestamp;
 use crate::fields::range::ContentRange;
 use crate::fields::vary::SelectingFields;
 
+/// How far the clock of another process that stores responses may be ahead of ours.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
+/// The age of a response of which it is not known: above every lifetime, so that it is validated before any use.
+const AGE_UNKNOWN: Duration = Duration::MAX;
+
 /// A number of the purge ledger: microseconds since the Unix epoch, strictly rising.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PurgeNumber(pub u64);
@@ -86,8 +91,12 @@ pub struct StoredResponse {
 }
 
 impl StoredResponse {
-    /// The current age (RFC 9111 §4.2.3).
+    /// The current age (RFC 9111 §4.2.3). What was received later than now was received before a clock was set back:
+    /// how long ago that is, nobody knows.
     pub fn age(&self, now: Timestamp) -> Duration {
+        if self.response_time.since(now) > AHEAD_MAX {
+            return AGE_UNKNOWN;
+        }
         self.freshness.initial_age.saturating_add(now.since(self.response_time))
     }
 
@@ -167,6 +176,21 @@ mod tests {
         check(10, 4, 8, (false, 0, 2));
         check(10, 30, 0, (false, 0, 20));
         check(0, 0, 0, (false, 0, 0));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_it_stale() {
+        let check = |ahead_millis, expected| {
+            let mut stored = stored(60, 0, within(0, 600));
+            stored.response_time = RECEIVED.plus(Duration::from_millis(ahead_millis));
+            let seen = (stored.is_fresh(RECEIVED), stored.fresh_for(RECEIVED).as_secs());
+            assert_eq!(seen, expected, "{ahead_millis}");
+            assert_eq!(stored.stale_for(RECEIVED) > Duration::from_secs(600), !expected.0, "{ahead_millis}");
+        };
+        check(0, (true, 60));
+        check(5_000, (true, 60));
+        check(5_001, (false, 0));
+        check(86_400_000, (false, 0));
     }
 
     #[test]

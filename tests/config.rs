@@ -507,8 +507,11 @@ fn certificates_are_read_from_their_files() {
          [upstream.a]\nurl = \"https://localhost\"\nca = {cert:?}\ncert = {cert:?}\nkey = {key:?}\n"
     ));
     let alpn = [b"h2".to_vec(), b"http/1.1".to_vec()];
-    assert_eq!(config.server.listen[0].tls.clone().unwrap().alpn_protocols, alpn);
+    assert_eq!(config.server.listen[0].tls.clone().unwrap().config.alpn_protocols, alpn);
     assert_eq!(config.upstreams[0].tls.alpn_protocols, alpn);
+    // A request in early data could be replayed (RFC 8470).
+    assert_eq!(config.server.listen[0].tls.clone().unwrap().config.max_early_data_size, 0);
+    assert!(!config.upstreams[0].tls.enable_early_data);
     check(&format!("[server.tls]\ncert = {cert:?}"), "4: server.tls: `cert` and `key` belong together; expected both");
     check(
         &format!("[server.tls]\ncert = {key:?}\nkey = {key:?}"),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use subtle::ConstantTimeEq;
@@ -17,6 +17,8 @@ pub(super) enum Refusal {
     Token,
     /// A name instead of an address: a page of another origin may have had it point here (DNS rebinding).
     Host,
+    /// A page in a browser asks.
+    Origin,
 }
 
 impl Refusal {
@@ -28,17 +30,20 @@ impl Refusal {
                 response
             }
             Self::Host => text(StatusCode::MISDIRECTED_REQUEST, "expected an address or localhost as host\n"),
+            Self::Origin => text(StatusCode::FORBIDDEN, "a browser's page needs the token\n"),
         }
     }
 }
 
-/// A token proves who asks; without one, only what cannot be a browser's page of another origin may.
+/// A token proves who asks; without one, only what cannot be a browser's page may: there are none of ours, so any
+/// `Origin` is another site's.
 pub(super) fn admit(fields: &HeaderMap, token: Option<&str>) -> Result<(), Refusal> {
     match token {
         Some(token) if is_bearer(fields, token) => Ok(()),
         Some(_) => Err(Refusal::Token),
-        None if names_an_address(fields) => Ok(()),
-        None => Err(Refusal::Host),
+        None if !names_an_address(fields) => Err(Refusal::Host),
+        None if fields.contains_key(ORIGIN) => Err(Refusal::Origin),
+        None => Ok(()),
     }
 }
 
@@ -79,6 +84,16 @@ mod tests {
         }
         assert_eq!(admit(&HeaderMap::new(), None), Err(Refusal::Host));
         assert_eq!(admit(&fields(&[(HOST, "localhost"), (HOST, "localhost")]), None), Err(Refusal::Host));
+    }
+
+    #[test]
+    fn without_a_token_no_page_of_a_browser_is_admitted() {
+        for origin in ["http://evil.test", "null", "http://127.0.0.1:9090"] {
+            let asked = fields(&[(HOST, "127.0.0.1:9090"), (ORIGIN, origin)]);
+            assert_eq!(admit(&asked, None), Err(Refusal::Origin), "{origin}");
+            let proven = fields(&[(HOST, "a"), (ORIGIN, origin), (AUTHORIZATION, "Bearer secret")]);
+            assert_eq!(admit(&proven, Some("secret")), Ok(()), "{origin}");
+        }
     }
 
     #[test]

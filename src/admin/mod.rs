@@ -4,7 +4,7 @@ mod admit;
 mod purging;
 
 use std::convert::Infallible;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,11 +55,12 @@ impl Admin {
         loop {
             let place = Arc::clone(&places).acquire_owned().await;
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let admin = Arc::clone(&self);
                     connections.spawn(async move {
                         let _place = place;
-                        let _ = tokio::time::timeout(CONNECTION_MAX, admin.serve(stream)).await;
+                        let _ =
+                            tokio::time::timeout(CONNECTION_MAX, admin.serve(stream, peer.ip().to_canonical())).await;
                     });
                 }
                 Err(error) => {
@@ -71,17 +72,17 @@ impl Admin {
     }
 
     /// A connection that breaks is the client's affair.
-    async fn serve(self: Arc<Self>, stream: tokio::net::TcpStream) {
+    async fn serve(self: Arc<Self>, stream: tokio::net::TcpStream, peer: IpAddr) {
         let answer = service_fn(move |request: Request<Incoming>| {
             let admin = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(admin.answer(request).await) }
+            async move { Ok::<_, Infallible>(admin.answer(request, peer).await) }
         });
         let mut http1 = hyper::server::conn::http1::Builder::new();
         http1.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         let _ = http1.serve_connection(TokioIo::new(stream), answer).await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         let Some(page) = Page::find(request.uri().path()) else { return text(StatusCode::NOT_FOUND, "not found\n") };
         if !page.methods().contains(request.method()) {
             return page.other_method();
@@ -96,7 +97,7 @@ impl Admin {
             Page::Readiness if self.drain.has_begun() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             Page::Readiness => text(StatusCode::OK, "ready\n"),
             Page::Stats => json(StatusCode::OK, stats::text(&self.shared)),
-            Page::Purge => purging::answer(&self.shared, request, self.token.is_some()).await,
+            Page::Purge => purging::answer(&self.shared, request, peer).await,
         }
     }
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use ipnet::IpNet;
+use rustls_pki_types::CertificateDer;
 
 use crate::route::Route;
 use crate::store::StoreConfig;
@@ -128,8 +129,17 @@ pub struct ServerConfig {
 pub struct Listen {
     /// Its address.
     pub address: SocketAddr,
-    /// TLS with ALPN h2 and http/1.1, where set.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// TLS, where set.
+    pub tls: Option<ListenTls>,
+}
+
+/// A listener's TLS.
+#[derive(Clone)]
+pub struct ListenTls {
+    /// With ALPN h2 and http/1.1.
+    pub config: Arc<rustls::ServerConfig>,
+    /// The certificate it proves itself with, without those that lead to an authority.
+    pub certificate: CertificateDer<'static>,
 }
 
 /// `/cache-stats` on the proxy's own port.

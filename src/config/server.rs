@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::notes::Source;
 use super::reader::{Reader, nearest};
-use super::{AdminConfig, Limits, Listen, ServerConfig, Stats, tls, units};
+use super::{AdminConfig, Limits, Listen, ListenTls, ServerConfig, Stats, tls, units};
 use crate::target::{Authority, Scheme};
 use crate::telemetry::{AccessLog, Format, Level, LogConfig};
 
@@ -80,7 +80,7 @@ fn fallback(reader: &Reader<'_>, upstreams: &[&str]) -> Option<Arc<str>> {
     read.or_else(|| Some(default.into())).filter(|name| &**name != "none")
 }
 
-fn listener_tls(reader: &Reader<'_>) -> Option<Arc<rustls::ServerConfig>> {
+fn listener_tls(reader: &Reader<'_>) -> Option<ListenTls> {
     let tls = tls::server(reader);
     reader.finish();
     tls

@@ -6,6 +6,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::ListenTls;
 use super::reader::Reader;
 
 /// What a listener and an https upstream offer.
@@ -19,15 +20,16 @@ pub(super) struct Client {
 }
 
 /// Reads `cert` and `key` of a listener's table.
-pub(super) fn server(reader: &Reader<'_>) -> Option<Arc<ServerConfig>> {
+pub(super) fn server(reader: &Reader<'_>) -> Option<ListenTls> {
     let (certificates, key) = own_certificate(reader, &mut Vec::new(), true)?;
+    let certificate = certificates.first()?.clone();
     let built = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key));
     match built {
         Ok(mut config) => {
             config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-            Some(Arc::new(config))
+            Some(ListenTls { config: Arc::new(config), certificate })
         }
         Err(error) => {
             reader.problem_here(&format!("certificate and key do not work together: {error}"));

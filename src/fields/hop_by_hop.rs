@@ -2,7 +2,7 @@
 
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPIRES, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderName};
 
@@ -22,9 +22,9 @@ const OWN: [HeaderName; 11] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// What `Connection` cannot take away: without these a message would mean something else than what was judged.
-/// Without the tags, a purge would miss it.
-const KEPT: [HeaderName; 11] = [
+/// What `Connection` cannot take away: without these a message would mean something else than what was judged, or
+/// seem to come from elsewhere. Without the tags, a purge would miss it.
+const KEPT: [HeaderName; 14] = [
     AUTHORIZATION,
     CACHE_CONTROL,
     CONTENT_LENGTH,
@@ -33,13 +33,17 @@ const KEPT: [HeaderName; 11] = [
     HOST,
     SET_COOKIE,
     VARY,
+    VIA,
     HeaderName::from_static("cache-groups"),
     HeaderName::from_static("cache-tag"),
+    HeaderName::from_static("forwarded"),
     HeaderName::from_static("surrogate-key"),
+    HeaderName::from_static("x-real-ip"),
 ];
+const KEPT_PREFIX: &str = "x-forwarded-";
 
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
-/// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, and tags stay.
+/// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, tags, and what tells who asks stay.
 pub fn remove(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         for name in named_by_connection(fields) {
@@ -55,8 +59,12 @@ fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
     let members = fields.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|&byte| byte == b','));
     members
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .filter(|name| !KEPT.contains(name) && fields.contains_key(name))
+        .filter(|name| !is_kept(name) && fields.contains_key(name))
         .collect()
+}
+
+fn is_kept(name: &HeaderName) -> bool {
+    KEPT.contains(name) || name.as_str().starts_with(KEPT_PREFIX)
 }
 
 #[cfg(test)]
@@ -105,6 +113,18 @@ mod tests {
                 ("age", "1"),
             ],
             &["authorization", "cache-control", "content-length", "cookie", "host", "set-cookie"],
+        );
+        check(
+            &[
+                ("connection", "X-Forwarded-For, x-forwarded-proto, Forwarded, X-Real-IP, Via, x-a"),
+                ("x-forwarded-for", "a"),
+                ("x-forwarded-proto", "b"),
+                ("forwarded", "c"),
+                ("x-real-ip", "d"),
+                ("via", "e"),
+                ("x-a", "f"),
+            ],
+            &["forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-real-ip"],
         );
     }
 }

@@ -154,7 +154,8 @@ fn is_keyed(name: &HeaderName, caching: &Caching) -> bool {
 
 fn add_own(fields: &mut HeaderMap, sender: &Sender, tells_host: bool) {
     let mut chain = String::new();
-    if let Some(before) = fields.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()) {
+    // A trusted proxy may have put its own hop on a line of its own: the last line is the one that counts.
+    for before in fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
         chain.push_str(before);
         chain.push_str(", ");
     }
@@ -220,6 +221,27 @@ mod tests {
         check("10.0.0.1", "203.0.113.9", "203.0.113.9");
         check("10.0.0.1", "198.51.100.7, 203.0.113.9, 10.0.0.2", "203.0.113.9");
         check("10.0.0.1", "garbage", "10.0.0.1");
+        check("10.0.0.1", "203.0.113.9, garbage", "10.0.0.1");
+        check("10.0.0.1", "203.0.113.9, 10.0.0.2:443", "10.0.0.1");
+    }
+
+    #[test]
+    fn the_chain_has_every_line_and_the_peer_last() {
+        let mut fields = HeaderMap::new();
+        for line in ["203.0.113.9", "198.51.100.7, 10.0.0.2"] {
+            fields.append(FORWARDED_FOR, HeaderValue::from_static(line));
+        }
+        let sender = Sender {
+            peer: "10.0.0.1".parse().unwrap(),
+            client: "198.51.100.7".parse().unwrap(),
+            trusted: true,
+            scheme: Scheme::Http,
+            host: HeaderValue::from_static("a"),
+            interim: None,
+        };
+        add_own(&mut fields, &sender, true);
+        let chain: Vec<_> = fields.get_all(&FORWARDED_FOR).iter().collect();
+        assert_eq!(chain, ["203.0.113.9, 198.51.100.7, 10.0.0.2, 10.0.0.1"]);
     }
 
     #[test]

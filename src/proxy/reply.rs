@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use crate::clock::Timestamp;
+use crate::fields::age::DELTA_SECONDS_MAX;
 use crate::fields::date;
 use crate::fields::range::{ContentRange, unsatisfied};
 use crate::fields::validators::{Condition, evaluate};
@@ -29,7 +30,7 @@ pub enum ReplyBody {
 
 /// Answers a request from a stored response that [`crate::policy::reuse::decide`] found to hold what is asked for.
 pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> (Response<()>, ReplyBody) {
-    let age = HeaderValue::from(stored.age(now).as_secs());
+    let age = HeaderValue::from(stored.age(now).as_secs().min(DELTA_SECONDS_MAX));
     // RFC 9110 §13.2.2: If-None-Match and If-Modified-Since come before Range.
     if is_not_modified(request, stored.status, &stored.fields, stored.response_time) {
         let mut fields = not_modified_fields(&stored.fields);

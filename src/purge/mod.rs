@@ -2,6 +2,7 @@
 
 mod order;
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,10 +24,10 @@ const TOLD_BYTES_MAX: usize = 512;
 /// Who ordered a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The operator, on the admin listener.
-    Admin,
+    /// The operator at this address, on the admin listener.
+    Admin(IpAddr),
     /// A client that may, by the method PURGE.
-    PurgeMethod,
+    PurgeMethod(IpAddr),
     /// A client that changed something at the upstream (RFC 9111 §4.4).
     UnsafeRequest,
     /// The backend, through Redis. Every process hears it.
@@ -36,10 +37,17 @@ pub enum Way {
 impl Way {
     const fn as_str(self) -> &'static str {
         match self {
-            Self::Admin => "admin",
-            Self::PurgeMethod => "purge method",
+            Self::Admin(_) => "admin",
+            Self::PurgeMethod(_) => "purge method",
             Self::UnsafeRequest => "unsafe request",
             Self::Backend => "backend",
+        }
+    }
+
+    const fn by(self) -> Option<IpAddr> {
+        match self {
+            Self::Admin(by) | Self::PurgeMethod(by) => Some(by),
+            Self::UnsafeRequest | Self::Backend => None,
         }
     }
 }
@@ -56,7 +64,7 @@ pub async fn purge(shared: &Shared, way: Way, order: &Order, within: Duration) -
     let (begun, now, Order { tags, kind }) = (Instant::now(), shared.clock.now(), order);
     let purged = match way {
         Way::Backend => shared.store.purge_with_others(tags, *kind, now, within).await,
-        Way::Admin | Way::PurgeMethod | Way::UnsafeRequest => shared.store.purge(tags, *kind, now, within).await,
+        Way::Admin(_) | Way::PurgeMethod(_) | Way::UnsafeRequest => shared.store.purge(tags, *kind, now, within).await,
     };
     tell(shared, way, order, purged, begun.elapsed())
 }
@@ -73,6 +81,8 @@ pub async fn purge_after(shared: &Shared, valid_at: Synced, order: &Order, withi
 fn tell(shared: &Shared, way: Way, Order { tags, kind }: &Order, purged: Purged, took: Duration) -> Outcome {
     shared.telemetry.emit(&Event::Purged {
         way: way.as_str(),
+        by: way.by(),
+        everything: tags.contains(&Tag::All),
         kind: match kind {
             PurgeKind::Hard => "hard",
             PurgeKind::Soft => "soft",

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_rustls::TlsAcceptor;
@@ -37,8 +38,8 @@ pub struct Listener {
 pub struct Speech {
     /// The scheme of its requests.
     pub scheme: Scheme,
-    /// TLS, where it is https.
-    pub tls: Option<TlsAcceptor>,
+    /// TLS, where it is https, and the certificate that is shown.
+    pub tls: Option<(TlsAcceptor, CertificateDer<'static>)>,
 }
 
 /// An accepted connection on its way to its worker.
@@ -76,7 +77,7 @@ impl Listener {
     /// Binds what the configuration names.
     pub fn bind(listen: &Listen) -> io::Result<Self> {
         let scheme = if listen.tls.is_some() { Scheme::Https } else { Scheme::Http };
-        let tls = listen.tls.clone().map(TlsAcceptor::from);
+        let tls = listen.tls.clone().map(|tls| (TlsAcceptor::from(tls.config), tls.certificate));
         Ok(Self { socket: bind(listen.address)?, speech: Arc::new(Speech { scheme, tls }) })
     }
 

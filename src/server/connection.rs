@@ -15,6 +15,7 @@ use super::activity::{Activity, Timer};
 use super::occupancy::Place;
 use super::service::Service;
 use super::socket::{ClientSocket, Notes};
+use super::vouched::Vouched;
 use super::worker::Worker;
 use crate::config::Limits;
 use crate::proxy::Connection;
@@ -40,9 +41,12 @@ pub async fn serve(worker: Arc<Worker>, accepted: Accepted) {
         Ok(stream) => {
             let connection = Connection { peer: accepted.peer, scheme: accepted.speech.scheme };
             match &accepted.speech.tls {
-                None => drive(&worker, stream, connection, accepted.place).await,
-                Some(tls) => match handshake(&worker, tls.accept(stream)).await {
-                    Ok(stream) => drive(&worker, stream, connection, accepted.place).await,
+                None => drive(&worker, stream, connection, None, accepted.place).await,
+                Some((tls, certificate)) => match handshake(&worker, tls.accept(stream)).await {
+                    Ok(stream) => {
+                        let vouched = Vouched::of(stream.get_ref().1, certificate);
+                        drive(&worker, stream, connection, vouched, accepted.place).await
+                    }
                     Err(error) => Err(error),
                 },
             }
@@ -72,14 +76,20 @@ where
     }
 }
 
-async fn drive<S>(worker: &Arc<Worker>, stream: S, connection: Connection, place: Place) -> Result<(), String>
+async fn drive<S>(
+    worker: &Arc<Worker>,
+    stream: S,
+    connection: Connection,
+    vouched: Option<Vouched>,
+    place: Place,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let notes = Notes::default();
     let activity = Arc::clone(&notes.activity);
     let socket = ClientSocket::new(stream, notes.clone(), place);
-    let service = Arc::new(Service { proxy: Arc::clone(&worker.proxy), connection, notes });
+    let service = Arc::new(Service { proxy: Arc::clone(&worker.proxy), connection, vouched, notes });
     let asked = Arc::clone(&service);
     let limits = || worker.shared().generation.load().server.limits.clone();
     let builder = builder(&limits());

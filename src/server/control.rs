@@ -56,6 +56,7 @@ pub struct Control {
 impl Control {
     /// Runs until told to stop, then drains. Dropping the acceptors lets the workers come to their end.
     pub async fn run(mut self, mut commands: UnboundedReceiver<Command>) {
+        self.shared.count_tasks();
         self.shared.store.attach(WorkerId(self.workers.len()));
         let acceptors = TaskTracker::new();
         let doors: Arc<[Door]> = std::mem::take(&mut self.doors).into();

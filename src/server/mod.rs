@@ -13,6 +13,7 @@ mod purging;
 mod request;
 mod service;
 mod socket;
+mod vouched;
 mod worker;
 
 use std::io;

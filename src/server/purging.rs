@@ -39,7 +39,8 @@ impl Service {
             (StatusCode::FORBIDDEN, purge::refused("this address may not purge; server.purge.allow names who may"))
         } else if let Some(kind) = kind(&parts.headers) {
             let order = Order::of_url(target, kind, &generation.routes);
-            let outcome = purge::purge(&self.proxy.shared, Way::PurgeMethod, &order, ACKNOWLEDGED_WITHIN).await;
+            let outcome =
+                purge::purge(&self.proxy.shared, Way::PurgeMethod(sender.client), &order, ACKNOWLEDGED_WITHIN).await;
             (outcome.status(), outcome.json())
         } else {
             (StatusCode::BAD_REQUEST, purge::refused("soft-purge is not a flag; expected 1 or 0"))

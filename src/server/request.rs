@@ -22,7 +22,7 @@ pub enum Accepted {
 pub enum Refusal {
     /// No Host, several, an invalid one, or two that differ (RFC 9112 §3.2, RFC 9113 §8.3.1).
     Host,
-    /// A host that `server.hosts` does not name.
+    /// A host that `server.hosts` does not name, or that the connection's certificate is not valid for.
     UnknownHost,
     /// A target in a form that its method does not allow (RFC 9112 §3.2), or a path that is not valid.
     Target,

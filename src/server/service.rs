@@ -16,6 +16,7 @@ use super::activity::InFlight;
 use super::purging;
 use super::request::{self, Refusal};
 use super::socket::Notes;
+use super::vouched::Vouched;
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Body, Content, Visit};
 use crate::proxy::{Connection, Interim, Proxy};
@@ -38,6 +39,8 @@ pub struct Service {
     pub proxy: Arc<Proxy>,
     /// The connection.
     pub connection: Connection,
+    /// Which hosts TLS has vouched for, where the client named one.
+    pub vouched: Option<Vouched>,
     /// What it and the socket tell each other.
     pub notes: Notes,
 }
@@ -70,6 +73,9 @@ impl Service {
         let generation = shared.generation.load_full();
         let checked = request::check(&request, self.connection.scheme, &generation.server);
         let target = match checked {
+            Ok(request::Accepted::Proxied(target)) if self.is_misdirected(&target, &generation) => {
+                return self.refuse(&request, Refusal::UnknownHost, &generation);
+            }
             Ok(request::Accepted::Proxied(target)) => target,
             Ok(request::Accepted::ServerOptions) => return self.server_options(&request, &generation),
             Err(refusal) => return self.refuse(&request, refusal, &generation),
@@ -83,6 +89,14 @@ impl Service {
         join_cookies(request.headers_mut());
         request.extensions_mut().insert(target);
         self.proxy.handle(&self.connection, generation, request, interim).await
+    }
+
+    /// RFC 9110 §7.4: a host that the connection's certificate is not valid for, unless a gateway of ours asks.
+    fn is_misdirected(&self, target: &Target, generation: &Generation) -> bool {
+        let Some(vouched) = &self.vouched else { return false };
+        let peer = self.connection.peer.ip().to_canonical();
+        !vouched.covers(target.authority.host())
+            && !generation.server.trusted_proxies.iter().any(|net| net.contains(&peer))
     }
 
     fn refuse(&self, request: &Request<Incoming>, refusal: Refusal, generation: &Generation) -> Response<Body> {

@@ -42,6 +42,7 @@ impl Worker {
     /// revalidations they began, the tunnels, and what is still to be written to Redis by this runtime's client.
     pub async fn run(self: Arc<Self>, mut door: UnboundedReceiver<Accepted>) {
         let shared = Arc::clone(self.shared());
+        shared.count_tasks();
         shared.store.attach(self.proxy.worker);
         let connections = TaskTracker::new();
         while let Some(accepted) = door.recv().await {

@@ -1,5 +1,6 @@
 //! What happens outside requests: one enum, logged and counted in one place.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -90,6 +91,9 @@ pub enum Event {
     },
     Purged {
         way: &'static str,
+        /// Who ordered it, where one is known.
+        by: Option<IpAddr>,
+        everything: bool,
         kind: &'static str,
         tags: String,
         number: u64,
@@ -156,7 +160,8 @@ impl Event {
             Self::ServerHealthy { .. } => ("server_healthy", Info, "upstream server passes its checks again"),
             Self::NameNotFound { .. } => ("name_not_found", Warn, "name not found, what was known of it stays"),
             Self::AddressesFound { .. } => ("addresses_found", Info, "the addresses of a name"),
-            Self::Purged { .. } => ("purged", Info, "purged"),
+            Self::Purged { everything: true, .. } => ("purged_all", Warn, "purged everything"),
+            Self::Purged { everything: false, .. } => ("purged", Info, "purged"),
             Self::PurgeRefused { .. } => ("purge_refused", Warn, "a purge order in redis is not one"),
             Self::RevalidationFailed { .. } => ("revalidation_failed", Warn, "background revalidation failed"),
             Self::BodyTruncated { .. } => ("body_truncated", Warn, "upstream broke off its response"),
@@ -202,8 +207,10 @@ impl Event {
             Self::AddressesFound { upstream, name, addresses } => {
                 vec![("upstream", text(upstream)), ("name", text(name)), ("addresses", addresses.join(", ").into())]
             }
-            Self::Purged { way, kind, tags, number, unacknowledged, took } => {
-                let mut fields = vec![("way", text(way)), ("kind", text(kind)), ("tags", text(tags))];
+            Self::Purged { way, by, everything: _, kind, tags, number, unacknowledged, took } => {
+                let mut fields = vec![("way", text(way))];
+                fields.extend(by.map(|by| ("by", by.to_string().into())));
+                fields.extend([("kind", text(kind)), ("tags", text(tags))]);
                 fields.push(("number", (*number).into()));
                 fields.push(("acknowledged", unacknowledged.is_none().into()));
                 fields.extend(unacknowledged.as_deref().map(|why| ("reason", text(why))));

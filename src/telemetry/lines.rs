@@ -270,13 +270,15 @@ mod tests {
             Format::Text,
             &Event::Purged {
                 way: "admin",
+                by: Some([127, 0, 0, 1].into()),
+                everything: true,
                 kind: "soft",
                 tags: "tag a, all".into(),
                 number: 17,
                 unacknowledged: Some("redis is away".into()),
                 took: Duration::from_micros(420),
             },
-            r#"1970-01-01T00:00:00.001Z info purged way="admin" kind="soft" tags="tag a, all" number=17 acknowledged=false reason="redis is away" took_ms=0.42"#,
+            r#"1970-01-01T00:00:00.001Z warn purged everything way="admin" by="127.0.0.1" kind="soft" tags="tag a, all" number=17 acknowledged=false reason="redis is away" took_ms=0.42"#,
         );
         check(
             Format::Text,

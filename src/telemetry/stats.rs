@@ -44,6 +44,11 @@ pub fn render(shared: &Shared) -> Value {
             "loaded_at": rfc3339::format(generation.loaded_at),
             "last_error": *shared.last_error.load_full(),
         },
+        "process": {
+            "tasks": shared.tasks_alive(),
+            "fills": shared.tasks.len(),
+            "tunnels": shared.tunnels.len(),
+        },
         "log": { "dropped": telemetry.dropped_lines() },
         "limits": reasons(telemetry.limit_counts()),
         "events": telemetry.event_counts(),

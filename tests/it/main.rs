@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin_plane;
 mod broken;
 mod check_live;
 mod collapse;
@@ -9,6 +10,7 @@ mod deception;
 mod fleet;
 mod fleet_collapse;
 mod framing;
+mod hostile_hosts;
 mod http2_floods;
 mod keying;
 mod limits;
@@ -27,6 +29,7 @@ mod redis_topology;
 mod redis_trouble;
 mod reload;
 mod serving;
+mod soak;
 mod unsafe_methods;
 mod upstream_choice;
 mod upstream_faults;

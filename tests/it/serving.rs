@@ -193,6 +193,8 @@ async fn cache_stats_tell_what_happened() {
     assert_eq!(stats["memory"]["objects"], 1);
     assert_eq!(stats["redis"], serde_json::Value::Null);
     assert_eq!(stats["config"]["generation"], 1);
+    assert_eq!((&stats["process"]["fills"], &stats["process"]["tunnels"]), (&0.into(), &0.into()));
+    assert!(stats["process"]["tasks"].as_u64().is_some_and(|tasks| tasks > 0), "{stats:#}");
 }
 
 #[tokio::test]
