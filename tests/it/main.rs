@@ -8,6 +8,7 @@ mod collapse;
 mod fleet;
 mod fleet_collapse;
 mod keying;
+mod oracle;
 mod protocols;
 mod purge_command;
 mod purging;

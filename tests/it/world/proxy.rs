@@ -21,16 +21,21 @@ pub struct Proxy {
 impl Proxy {
     /// Starts with a TOML text whose `[server]` table need not be there, on a free port and a clock that stands still.
     pub fn start(toml: &str) -> Self {
-        Self::start_at(toml, None)
+        Self::start_at(toml, None, Clock::manual(Clock::System.now()))
     }
 
     /// The same from a file, so that it can be reloaded.
     pub fn start_file(path: PathBuf) -> Self {
-        let toml = std::fs::read_to_string(&path).expect("the file is there");
-        Self::start_at(&toml, Some(path))
+        Self::start_file_at(path, Clock::manual(Clock::System.now()))
     }
 
-    fn start_at(toml: &str, path: Option<PathBuf>) -> Self {
+    /// The same on a clock that others have too.
+    pub fn start_file_at(path: PathBuf, clock: Clock) -> Self {
+        let toml = std::fs::read_to_string(&path).expect("the file is there");
+        Self::start_at(&toml, Some(path), clock)
+    }
+
+    fn start_at(toml: &str, path: Option<PathBuf>, clock: Clock) -> Self {
         let (mut config, _warnings) = match aside::config::parse("test.toml", toml) {
             Ok(checked) => checked,
             Err(problems) => panic!("{}", problems.iter().map(|it| format!("{it}\n")).collect::<String>()),
@@ -41,7 +46,6 @@ impl Proxy {
         config.server.threads = 2;
         let (sender, lines) = sync_channel(100_000);
         config.log.access = AccessLog::Lines(sender);
-        let clock = Clock::manual(Clock::System.now());
         let running = start(config, path, clock.clone()).expect("the proxy starts");
         let address = running.listen[0];
         Self { running, clock, address, lines: Mutex::new(lines) }
