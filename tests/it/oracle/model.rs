@@ -14,8 +14,8 @@ pub const RESIDENCE: Duration = Duration::from_secs(5);
 const OBEYED_UNHEARD: Duration = Duration::from_secs(7);
 /// After this much real time a process that can hear of a purge obeys it; the machine may be busy with other tests.
 const OBEYED_HEARD: Duration = Duration::from_millis(700);
-/// How long a failure may take from the upstream to who waits.
-const FAILURES_ARE_TOLD: Duration = Duration::from_millis(300);
+/// How long what the upstream does may take to reach who waits.
+const TOLD_WITHIN: Duration = Duration::from_millis(300);
 /// The stale-if-error window of the routes.
 const ROUTE_STALE_IF_ERROR: Duration = Duration::from_secs(60);
 /// The greatest of what the bodies' lengths may be for the memory tier to hold them.
@@ -165,6 +165,8 @@ pub struct Exchange {
     pub arrived: Place,
     pub arrived_at: u64,
     pub end: End,
+    /// Whether its freshness counts from its reception: what a route grants does.
+    pub counts_from_reception: bool,
 }
 
 /// What an exchange confirms that brings nothing and confirms nothing.
@@ -251,6 +253,8 @@ struct State {
     purges: Vec<Purge>,
     /// Clock moves, reloads and trouble in Redis: a fetch that seems one too many may come of them.
     disturbances: Vec<Place>,
+    /// When the clock came to say what.
+    moves: Vec<(Instant, u64)>,
     /// What was purged before, all processes know of.
     barrier: Place,
     calm: bool,
@@ -276,6 +280,14 @@ impl Model {
 
     pub fn now(&self) -> u64 {
         self.clock.now().as_millis()
+    }
+
+    /// Notes that a request was not answered, which only a failure of the upstream excuses.
+    pub fn unanswered(&self, ask: &Ask, error: &str) {
+        let mut state = self.state.lock().unwrap();
+        if !state.has_failed(ask) {
+            state.wrong.push(format!("no answer: {error}\n  {ask:?}"));
+        }
     }
 
     /// Notes a request that is about to be sent.
@@ -338,6 +350,14 @@ impl Model {
         let answered = Answered { place: self.place(), at: self.now(), real: Instant::now(), recorded: false };
         let scope = Scope::Url(ask.page);
         state.purges.push(Purge { scope, soft: false, process: ask.process, from, answered: Some(answered) });
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, by: Duration) {
+        self.disturbed();
+        self.clock.advance(by);
+        self.state.lock().unwrap().moves.push((Instant::now(), self.now()));
+        self.disturbed();
     }
 
     pub fn disturbed(&self) {
@@ -481,11 +501,19 @@ impl State {
             return false;
         }
         let (floor, floor_on_error) = self.floors(ask);
-        let age = Duration::from_millis(ask.sent_at.saturating_sub(exchange.arrived_at));
+        let since = if exchange.counts_from_reception { self.received_at(exchange) } else { exchange.arrived_at };
+        let age = Duration::from_millis(ask.sent_at.saturating_sub(since));
         let is_late = exchange.arrived > ask.sent && exchange.arrived >= floor;
         let is_fresh = age < longest + while_revalidating && exchange.arrived >= floor;
         let is_excused = has_failed && age < longest + if_error.max(while_revalidating);
         is_late || is_fresh || is_excused && exchange.arrived >= floor_on_error
+    }
+
+    /// The latest that the proxies' clock can have said when they received it.
+    fn received_at(&self, exchange: &Exchange) -> u64 {
+        let End::At(_, ended) = exchange.end else { return u64::MAX };
+        let moves = self.moves.iter().take_while(|(moved, _)| *moved < ended + TOLD_WITHIN);
+        moves.last().map_or(exchange.arrived_at, |(_, now)| (*now).max(exchange.arrived_at))
     }
 
     /// From where on an exchange is not purged for the request; and from where on in place of an error, for which a
@@ -515,7 +543,7 @@ impl State {
     fn has_failed(&self, ask: &Ask) -> bool {
         let is_near = |end: End| match end {
             End::Open => true,
-            End::At(_, real) => real + FAILURES_ARE_TOLD > ask.sent_real,
+            End::At(_, real) => real + TOLD_WITHIN > ask.sent_real,
         };
         self.exchanges.iter().any(|it| it.page == ask.page && it.fails && is_near(it.end))
     }
@@ -531,9 +559,15 @@ impl State {
             if *count > 3 {
                 found.push(format!("{count} fetches for one request: {later:?}"));
             }
-            let Some(ask) = self.asks.get(&later.ask).filter(|ask| ask.is_clean()) else { continue };
+            let Some(ask) = self.asks.get(&later.ask).filter(|ask| ask.is_clean() && ask.calm) else { continue };
             if let Some(earlier) = self.exchanges.iter().find(|it| self.suffices(it, ask, later)) {
-                found.push(format!("a needless fetch\n  {ask:?}\n  {earlier:?}\n  {later:?}"));
+                let near: Vec<_> = self
+                    .exchanges
+                    .iter()
+                    .filter(|it| it.page == ask.page && it.arrived + 100 > earlier.arrived && it.arrived <= later.arrived)
+                    .map(|it| format!("{it:?}\n   by {:?}\n", self.asks.get(&it.ask)))
+                    .collect();
+                found.push(format!("a needless fetch\n  {ask:?}\n  {earlier:?}\n  {later:?}\n near {}", near.join(" ")));
             }
         }
         found
@@ -543,29 +577,42 @@ impl State {
         let Reuse::For { sure, .. } = earlier.reuse else { return false };
         let of = |it: &Exchange| (it.process, it.page, it.variant.clone(), it.identity.clone());
         let is_plain = |it: &Exchange| {
-            !it.fails && it.method == "GET" && it.reuse != Reuse::Never && matches!(it.status, 200 | 304)
+            let lasts = matches!(it.reuse, Reuse::For { sure, .. } if !sure.is_zero());
+            !it.fails && lasts && it.method == "GET" && matches!(it.status, 200 | 304)
         };
-        let between = |place: Place| place >= earlier.arrived && place <= later.arrived;
-        let is_held = self.versions[earlier.confirms as usize].body.len() <= MEMORY_OBJECT_MAX;
-        let is_quiet = || {
-            let others = self.exchanges.iter().filter(|it| it.page == ask.page);
-            let is_open = |end: End| match end {
+        // Where the ledger stands for it was read before it arrived.
+        let begun = self.asks[&earlier.ask].sent;
+        let between = |place: Place| place >= begun && place <= later.arrived;
+        let is_held = || self.versions[earlier.confirms as usize].body.len() <= MEMORY_OBJECT_MAX;
+        let is_before = match earlier.end {
+            End::Open => false,
+            End::At(_, ended) => ended + TOLD_WITHIN < ask.sent_real,
+        };
+        // That a key cannot be stored is remembered for ten seconds, in which nobody waits for another's fetch.
+        let is_recent = |it: &Exchange| {
+            let is_open = match it.end {
                 End::Open => true,
-                End::At(place, _) => place >= earlier.arrived,
+                End::At(place, _) => place >= begun,
             };
+            it.arrived <= later.arrived && (is_open || !is_before && it.arrived_at + 10_000 >= ask.sent_at)
+        };
+        let is_harmless = |it: &Exchange| is_plain(it) && self.asks[&it.ask].is_clean() || std::ptr::eq(it, later);
+        let is_quiet = || {
             let is_purged = |it: &Purge| {
                 it.scope.covers(ask.page)
                     && it.from <= later.arrived
-                    && it.answered.is_none_or(|answered| answered.place >= earlier.arrived)
+                    && it.answered.is_none_or(|answered| answered.place >= begun)
             };
-            others.filter(|it| it.arrived <= later.arrived && is_open(it.end)).all(|it| is_plain(it) || std::ptr::eq(it, later))
+            self.exchanges.iter().filter(|it| it.page == ask.page && is_recent(it)).all(is_harmless)
                 && !self.purges.iter().any(is_purged)
                 && !self.disturbances.iter().any(|place| between(*place))
         };
-        earlier.arrived < ask.sent
+        // Which variants there are must be known for a fetch of one to be shared.
+        (earlier.arrived < ask.sent && !ask.page.varies() || is_before)
+            && self.asks[&earlier.ask].calm
             && is_plain(earlier)
             && of(earlier) == of(later)
-            && is_held
+            && is_held()
             && later.arrived_at - earlier.arrived_at < u64::try_from(sure.as_millis()).expect("short")
             && is_quiet()
     }

@@ -130,11 +130,14 @@ fn plan(asked: &Asked, rng: &Mutex<Rng>, model: &Model, mood: &Mood) -> (usize, 
     let (exchange, version, body) = model.arrives(|known| {
         let latest = known.latest(asked.page, &draft.exchange.variant, &draft.exchange.identity);
         draft.answer(asked, latest.map(|latest| (latest, known.length(latest))), &mut rng);
+        if draft.set_cookie || draft.framing == Framing::Close {
+            draft.exchange.reuse = Reuse::Never;
+        }
         (draft.exchange.clone(), draft.body.clone())
     });
     let (head, body) = (draft.head(version, &body), draft.content(&body));
     let bodiless = asked.method == "HEAD" || matches!(draft.exchange.status, 204 | 304);
-    (exchange, Plan { head, body, framing: draft.framing, bodiless, fault, pauses })
+    (exchange, Plan { head, body, framing: draft.framing, bodiless, fault: draft.fault, pauses })
 }
 
 /// A response in the making.
@@ -160,7 +163,8 @@ impl Draft {
             1..8 => Framing::Chunked,
             _ => Framing::Length,
         };
-        let is_reusable = asked.method != "PUT" && !is_personal && !set_cookie && framing != Framing::Close;
+        // Of a body that the connection ends, only a reset tells that it is not whole.
+        let fault = fault.map(|it| if framing == Framing::Close && it == Fault::BreakOff { Fault::Reset } else { it });
         let exchange = Exchange {
             ask: asked.field("x-ask").parse().expect("the request's number"),
             process: asked.field("x-process").parse().expect("the process' number"),
@@ -169,12 +173,13 @@ impl Draft {
             identity: format!("{}/{}", asked.field("authorization"), asked.field("cookie").trim_start_matches("session=")),
             method: asked.method.clone(),
             status: 200,
-            reuse: if is_reusable { reuse } else { Reuse::Never },
+            reuse: if is_personal { Reuse::Never } else { reuse },
             confirms: NO_VERSION,
             fails: fault.is_some(),
             arrived: 0,
             arrived_at: 0,
             end: End::Open,
+            counts_from_reception: page.section == Section::Ttl,
         };
         Self { exchange, fault, framing, control, set_cookie, body: None, range: None }
     }
@@ -253,7 +258,7 @@ impl Draft {
         if page.varies() {
             add("vary", "Accept-Language");
         }
-        if self.set_cookie && *status < 300 {
+        if self.set_cookie && *status < 500 {
             add("set-cookie", &format!("canary={}", self.exchange.ask));
         }
         if let Some((first, last)) = self.range {

@@ -99,13 +99,12 @@ impl Play {
             route(Section::Plain, ""),
             route(Section::Ttl, &format!("ttl = \"{ttl}\"\nstale_while_revalidate = \"5s\"\ncookies = \"ignore\"")),
             route(Section::User, "key = { headers = [\"authorization\"], cookies = [\"session\"] }"),
-            route(Section::Shared, "collapse = \"cluster\""),
+            route(Section::Shared, if redis.is_empty() { "" } else { "collapse = \"cluster\"" }),
         ];
         let text = format!(
             "[admin]\nlisten = \"127.0.0.1:0\"\n[memory]\nmax_object = \"64 KiB\"\nunsynced_residence = \"{}s\"\n{redis}\
              [upstream.api]\nurl = \"{}\"\nfirst_byte_timeout = \"{}ms\"\nbreaker = {{ failures = 1000000 }}\n\
-             [profile.any]\nttl_jitter = 0.0\ntags = [\"id:{{id}}\"]\nkey = {{ host = false }}\n\
-             request_headers = {{ set = {{ x-process = \"{process}\" }} }}\n{}",
+             [profile.any]\nttl_jitter = 0.0\ntags = [\"id:{{id}}\"]\nkey = {{ host = false }}\n{}",
             RESIDENCE.as_secs(),
             self.upstream.url,
             FIRST_BYTE_TIMEOUT.as_millis(),
@@ -185,7 +184,7 @@ impl Play {
         let client = &self.clients[rng.usize(0..2)];
         let method = reqwest::Method::from_bytes(ask.method.as_bytes()).expect("a method");
         let mut request = client.request(method, self.proxies[ask.process].url(&ask.page.path()));
-        request = request.header("x-ask", ask.number.to_string()).header("accept-language", ask.language);
+        request = request.header("x-ask", ask.number.to_string()).header("x-process", ask.process.to_string()).header("accept-language", ask.language);
         if !ask.authorization.is_empty() {
             request = request.header("authorization", &ask.authorization);
         }
@@ -205,7 +204,7 @@ impl Play {
         let patience = leaves_after.unwrap_or(ANSWERED_WITHIN);
         match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => self.read(&ask, response, rng).await,
-            Ok(Err(error)) => self.model.wrong(format!("no answer: {error:?}\n  {ask:?}")),
+            Ok(Err(error)) => self.model.unanswered(&ask, &format!("{error:?}")),
             Err(_) if leaves_after.is_some() => {}
             Err(_) => self.model.wrong(format!("no answer within {ANSWERED_WITHIN:?}\n  {ask:?}")),
         }
@@ -281,11 +280,7 @@ impl Play {
         while !self.over.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(rng.u64(1..25))).await;
             match rng.u32(0..20) {
-                0..5 => {
-                    self.model.disturbed();
-                    self.model.clock.advance(Duration::from_millis(rng.u64(1..12_000)));
-                    self.model.disturbed();
-                }
+                0..5 => self.model.advance(Duration::from_millis(rng.u64(1..12_000))),
                 5..8 => self.mood.fails.store(rng.choice([0, 10, 50, 100]).expect("one"), Ordering::Relaxed),
                 8..12 => self.mood.slow.store(rng.choice([0, 1, 5, 30]).expect("one"), Ordering::Relaxed),
                 12 => self.reload(rng.choice(["10s", "20s"]).expect("one")),
