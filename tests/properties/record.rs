@@ -148,7 +148,8 @@ impl Source<'_> {
     }
 
     fn duration(&mut self) -> Duration {
-        Duration::from_millis(self.u64() >> 12)
+        // Longer ones are written as the longest.
+        Duration::from_millis(self.u64() >> 16)
     }
 
     fn response(&mut self) -> StoredResponse {

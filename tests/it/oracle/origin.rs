@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use super::model::{End, Exchange, MEMORY_OBJECT_MAX, Model, NO_VERSION, Page, Reuse, Section, if_error};
 use crate::world::origin::serve;
 
-/// The route's first-byte timeout, which a stall outlasts.
-pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(400);
+/// The route's first-byte timeout, which a stall outlasts; nothing else does, however busy the machine.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(1500);
 const MAX_AGES: [u64; 3] = [2, 5, 30];
 
 /// What it does wrong, in parts of a hundred, and how slow it is, in milliseconds; the director turns these.
@@ -117,11 +117,11 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
 
 fn plan(asked: &Asked, rng: &Mutex<Rng>, model: &Model, mood: &Mood) -> (usize, Plan) {
     let mut rng = rng.lock().unwrap();
-    let fault = (rng.u32(0..100) < mood.fails.load(Ordering::Relaxed)).then(|| match rng.u32(0..20) {
+    let fault = (rng.u32(0..100) < mood.fails.load(Ordering::Relaxed)).then(|| match rng.u32(0..80) {
         0 => Fault::Stall,
-        1..6 => Fault::Error,
-        6..9 => Fault::Close,
-        9..15 => Fault::BreakOff,
+        1..24 => Fault::Error,
+        24..36 => Fault::Close,
+        36..60 => Fault::BreakOff,
         _ => Fault::Reset,
     });
     let slow = u64::from(mood.slow.load(Ordering::Relaxed));
