@@ -61,10 +61,10 @@ async fn one_process_by_itself_answers_as_the_model_allows() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_with_redis_answers_as_the_model_allows() {
-    explore(Layout { name: "one_process_with_redis", processes: 1, with_redis: true, runs: 3 }).await;
+    explore(Layout { name: "one_process_with_redis", processes: 1, with_redis: true, runs: 2 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_on_one_redis_answer_as_the_model_allows() {
-    explore(Layout { name: "three_processes_on_one_redis", processes: 3, with_redis: true, runs: 3 }).await;
+    explore(Layout { name: "three_processes_on_one_redis", processes: 3, with_redis: true, runs: 2 }).await;
 }
