@@ -14,6 +14,7 @@ mod hostile_hosts;
 mod http2_floods;
 mod keying;
 mod limits;
+mod oracle;
 mod poisoning;
 mod protocols;
 mod purge_command;

@@ -141,8 +141,9 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
+/// Hands each connection on a free port to `connection`, on a thread of its own, until the sender is used or dropped.
 #[allow(clippy::disallowed_methods, reason = "an upstream's connections end with its runtime")]
-fn serve<F, A>(connection: F) -> (SocketAddr, oneshot::Sender<()>)
+pub fn serve<F, A>(connection: F) -> (SocketAddr, oneshot::Sender<()>)
 where
     F: Fn(TcpStream) -> A + Send + 'static,
     A: Future<Output = ()> + Send + 'static,

@@ -33,8 +33,13 @@ impl Proxy {
 
     /// The same from a file, so that it can be reloaded.
     pub fn start_file(path: PathBuf) -> Self {
+        Self::start_file_at(path, Clock::manual(Clock::System.now()))
+    }
+
+    /// The same on a clock that others have too.
+    pub fn start_file_at(path: PathBuf, clock: Clock) -> Self {
         let toml = std::fs::read_to_string(&path).expect("the file is there");
-        Self::start_at(&toml, Some(path), Clock::manual(Clock::System.now()))
+        Self::start_at(&toml, Some(path), clock)
     }
 
     fn start_at(toml: &str, path: Option<PathBuf>, clock: Clock) -> Self {
