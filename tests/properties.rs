@@ -6,6 +6,8 @@
 mod cache_control;
 #[path = "properties/configuration.rs"]
 mod configuration;
+#[path = "properties/head.rs"]
+mod head;
 #[path = "properties/mutation.rs"]
 mod mutation;
 #[path = "properties/range.rs"]
@@ -65,6 +67,11 @@ fn a_range_is_answered_with_the_bytes_that_it_names() {
 #[test]
 fn what_is_sent_upstream_has_the_key_it_is_stored_under() {
     hold("target", target::SEEDS, 20_000, target::check);
+}
+
+#[test]
+fn every_head_that_hyper_hands_out_was_seen_before() {
+    hold("head", head::SEEDS, 5_000, head::check);
 }
 
 #[test]

@@ -27,6 +27,11 @@ impl Verdict {
         self.ambiguous.load(Relaxed) == number
     }
 
+    /// Which head's framing is ambiguous, from 1; none so far.
+    pub fn ambiguous(&self) -> Option<u64> {
+        Some(self.ambiguous.load(Relaxed)).filter(|number| *number > 0)
+    }
+
     /// From here on bytes are no requests.
     pub fn becomes_tunnel(&self) {
         self.is_tunnel.store(true, Relaxed);
@@ -109,6 +114,11 @@ impl Front {
                 }
             }
         }
+    }
+
+    /// How many heads have begun.
+    pub const fn heads(&self) -> u64 {
+        self.heads
     }
 
     /// Whether the client may be within a request: there may be more to come that nobody has asked for.
@@ -255,7 +265,7 @@ mod tests {
     fn read(bytes: &[u8], piece: usize) -> (u64, u64) {
         let (mut front, verdict) = (Front::default(), Verdict::default());
         bytes.chunks(piece).for_each(|piece| front.read(piece, &verdict));
-        (verdict.ambiguous.load(Relaxed), front.heads)
+        (verdict.ambiguous().unwrap_or(0), front.heads())
     }
 
     /// The same whatever pieces it comes in.

@@ -5,7 +5,7 @@ mod activity;
 mod connection;
 mod control;
 pub mod drain;
-mod front;
+pub mod front;
 mod interim;
 mod occupancy;
 mod orders;

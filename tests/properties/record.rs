@@ -182,7 +182,11 @@ impl Source<'_> {
             request_time: Timestamp::from_millis(self.u64()),
             response_time: Timestamp::from_millis(self.u64()),
             freshness,
-            selecting: if self.u8().is_multiple_of(4) { SelectingFields::Any } else { SelectingFields::Names(names.into()) },
+            selecting: if self.u8().is_multiple_of(4) {
+                SelectingFields::Any
+            } else {
+                SelectingFields::Names(names.into())
+            },
             part: (self.u8().is_multiple_of(4)).then_some(part),
             provenance: Provenance {
                 synced_to: PurgeNumber(self.u64()),
