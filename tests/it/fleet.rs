@@ -71,6 +71,16 @@ impl Fleet {
         answer["purge"].as_u64().expect("a number")
     }
 
+    /// Waits until every proxy knows a purge, which a message tells it of.
+    async fn until_obeyed(&self, number: u64) {
+        let begun = Instant::now();
+        for proxy in &self.proxies {
+            while proxy.stats().await["purge"]["last"].as_u64().expect("a number") < number {
+                assert!(begun.elapsed() < Duration::from_secs(10), "purge {number} was not heard of");
+            }
+        }
+    }
+
     async fn ledger(&self, proxy: usize) -> Value {
         self.proxies[proxy].stats().await["redis"]["ledger"].clone()
     }
@@ -162,12 +172,12 @@ async fn a_fill_that_a_purge_overtakes_is_never_served() {
             let purge = async {
                 tokio::time::sleep(Duration::from_micros(fastrand::u64(0..25_000))).await;
                 let asked = Instant::now();
-                fleet.purged(fastrand::usize(0..3), json!({ "tags": [format!("tag:{nth}")] })).await;
-                asked
+                let number = fleet.purged(fastrand::usize(0..3), json!({ "tags": [format!("tag:{nth}")] })).await;
+                (asked, number)
             };
-            let (first, asked) = tokio::join!(fleet.get(by, &path), purge);
+            let (first, (asked, number)) = tokio::join!(fleet.get(by, &path), purge);
             assert_eq!(first.status, 200);
-            tokio::time::sleep(OBEYED_WITHIN).await;
+            fleet.until_obeyed(number).await;
             let began = arrivals.lock().unwrap().iter().find(|(target, _)| *target == path).expect("it was asked").1;
             for proxy in 0..3 {
                 let got = fleet.get(proxy, &path).await;

@@ -426,6 +426,9 @@ mod tests {
         relay.set(Fault::Refuse);
         let refused = std::net::TcpStream::connect(("127.0.0.1", relay.port)).map(|_| ());
         assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused));
+        while relay.open() != 0 {
+            std::thread::yield_now();
+        }
         assert_eq!(told(&before), answer("", Err(ErrorKind::ConnectionReset)));
         relay.set(Fault::None);
         assert_eq!(told(&connect(&relay)).0, "abcdef");
