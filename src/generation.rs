@@ -10,6 +10,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::collapse::Inflight;
 use crate::config::{Config, ServerConfig};
 use crate::proxy::fill::{Filling, News};
+use crate::proxy::rounds::Pseudonym;
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::store::asked::Asked;
@@ -81,6 +82,10 @@ pub struct Shared {
     pub tunnels: TaskTracker,
     /// The room for bodies being stored.
     pub filling: Arc<Filling>,
+    /// The room for bodies out of Redis that memory does not take.
+    pub serving: Arc<Filling>,
+    /// By which a request is known that this process has sent.
+    pub pseudonym: Pseudonym,
     /// The problems of the last refused reload.
     pub last_error: ArcSwap<Option<String>>,
     /// When the process started.
@@ -95,6 +100,7 @@ impl Shared {
         let workers = config.server.threads;
         let store = Store::new(&config.store, workers, clock.clone(), Arc::clone(&telemetry));
         let filling = Arc::new(Filling::new(config.max_filling));
+        let serving = Arc::new(Filling::new(config.max_serving));
         let started_at = clock.now();
         let first = Generation::new(config, None, workers, &telemetry, started_at)?;
         Ok(Self {
@@ -107,6 +113,8 @@ impl Shared {
             tasks: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             filling,
+            serving,
+            pseudonym: Pseudonym::random(),
             last_error: ArcSwap::from_pointee(None),
             started_at,
             workers,

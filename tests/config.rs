@@ -95,6 +95,30 @@ fn a_mistake_is_told_with_its_line_and_what_was_expected() {
 }
 
 #[test]
+fn a_limit_that_cannot_be_is_told() {
+    check(
+        "[server.limits]\nconnections_per_address = 2000000",
+        "5: server.limits.connections_per_address: 2000000 is not a whole number in range; expected 0 to 1000000",
+    );
+    check(
+        "[server.limits]\nbody_rate_min = \"fast\"",
+        "5: server.limits.body_rate_min: \"fast\" is not a size; expected for example \"64 KiB\"",
+    );
+    check(
+        "[server.limits]\nhttp2_streams = 0",
+        "5: server.limits.http2_streams: 0 is not a whole number in range; expected 1 to 10000",
+    );
+    check_route(
+        "collapse_waiters = 0",
+        "6: route \"x\": collapse_waiters: 0 is not a whole number in range; expected 1 to 10000000",
+    );
+    check_route(
+        "admission = \"third\"",
+        "6: route \"x\": admission: \"third\" is not expected here; expected \"first\" or \"second\"",
+    );
+}
+
+#[test]
 fn mistakes_about_redis_are_told_without_its_password() {
     check("[redis]\nprefix = \"x\"", "4: redis: no url; expected for example url = \"redis://127.0.0.1:6379\"");
     check(
@@ -184,12 +208,62 @@ fn mistakes_about_upstreams_are_told() {
         "\"http://a\"\nurls = [\"http://b\"]",
         "4: upstream \"b\": both url and urls; expected either url = \"http://…\" or urls = [..]",
     );
-    two("\"http://a\"\nhealth = {}", "6: unknown key \"health\" in upstream \"b\"");
+    two("\"http://a\"\nhealth = true", "6: upstream \"b\": health: true is not a table");
+    two(
+        "\"http://a\"\nhealth = { path = \"up\" }",
+        "6: upstream \"b\": health.path: \"up\" is not a path; expected for example \"/health\"",
+    );
+    two(
+        "\"http://a\"\nhealth = { unhealthy = 0 }",
+        "6: upstream \"b\": health.unhealthy: 0 is not a whole number in range; expected 1 to 1000",
+    );
+    two(
+        "\"http://a\"\nresolve_interval = \"0s\"",
+        "6: upstream \"b\": resolve_interval: \"0s\" is too short; expected at least \"1ms\"",
+    );
     two(
         "\"https://a\"\nca = \"/nowhere.pem\"",
         "6: upstream \"b\": ca: \"/nowhere.pem\" cannot be read: No such file or directory (os error 2)",
     );
     assert_eq!(problems(""), ["aside.toml: no upstream is defined; expected [upstream.NAME] with a url"]);
+}
+
+#[test]
+fn an_upstream_that_is_the_proxy_itself_is_refused() {
+    let check = |listen: &str, url: &str, is_refused: bool| {
+        let problems = problems(&format!("[server]\nlisten = \"{listen}\"\n[upstream.a]\nurl = \"{url}\"\n"));
+        let expected =
+            format!("aside.toml:3: upstream \"a\": {url}/ is where this proxy itself listens; expected another server");
+        assert_eq!(problems, Vec::from_iter(is_refused.then_some(expected)), "{listen} {url}");
+    };
+    check("127.0.0.1:8080", "http://127.0.0.1:8080", true);
+    check("127.0.0.1:8080", "http://localhost:8080", true);
+    check("127.0.0.1:80", "http://127.0.0.1", true);
+    check("0.0.0.0:443", "https://localhost", true);
+    check("0.0.0.0:8080", "http://127.0.0.1:8080", true);
+    check("[::]:8080", "http://[::1]:8080", true);
+    check("[::1]:8080", "http://[::1]:8080", true);
+    check("127.0.0.1:8080", "http://127.0.0.1:8081", false);
+    check("127.0.0.1:8080", "http://127.0.0.2:8080", false);
+    check("10.0.0.1:8080", "http://localhost:8080", false);
+    check("127.0.0.1:8080", "http://backend:8080", false);
+}
+
+#[test]
+fn health_checks_are_made_where_they_are_asked_for() {
+    let config = accepted("[upstream.a]\nurl = \"http://127.0.0.1:1\"\nhealth = {}\n");
+    let health = config.upstreams[0].health.clone().unwrap();
+    let path = health.path.as_str();
+    assert_eq!((path, health.interval, health.unhealthy, health.healthy), ("/health", Duration::from_secs(5), 3, 2));
+    let keys = "resolve_interval = \"9s\"\n\
+                health = { path = \"/up?x\", interval = \"1s\", unhealthy = 5, healthy = 4 }";
+    let config = accepted(&format!("[upstream.a]\nurl = \"http://127.0.0.1:1\"\n{keys}\n"));
+    let health = config.upstreams[0].health.clone().unwrap();
+    let path = health.path.as_str();
+    assert_eq!((path, health.interval, health.unhealthy, health.healthy), ("/up?x", Duration::from_secs(1), 5, 4));
+    assert_eq!(config.upstreams[0].resolve_interval, Duration::from_secs(9));
+    let config = accepted(UPSTREAM);
+    assert_eq!((&config.upstreams[0].health, config.upstreams[0].resolve_interval), (&None, Duration::from_secs(30)));
 }
 
 #[test]
@@ -230,6 +304,18 @@ fn mistakes_about_routes_are_told() {
     check_route(
         "request_headers = { set = { host = \"x\" } }",
         "6: route \"x\": request_headers.set.host: \"x\" is for a field that the connection decides; expected another one",
+    );
+    for edit in ["{ remove = [\"CDN-Loop\"] }", "{ set = { cdn-loop = \"x\" } }"] {
+        check_route(
+            &format!("request_headers = {edit}"),
+            &format!(
+                "6: route \"x\": request_headers: {edit} changes CDN-Loop, by which loops are found; expected other fields"
+            ),
+        );
+    }
+    check_route(
+        "response_headers = { set = { x-a = \"a\\r\\nset-cookie: b\" } }",
+        "6: route \"x\": response_headers.set.x-a: \"a\\r\\nset-cookie: b\" is not a field value; expected one line of text",
     );
     check_route(
         "tags = [\"p:{no}\"]",

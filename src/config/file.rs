@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::notes::Notes;
 use super::reader::{Layer, Reader, nearest};
 use super::route::{self, Context};
-use super::{Config, Problem, fingerprint, server, store, upstream};
+use super::{Config, Listen, Problem, fingerprint, server, store, upstream};
 use crate::route::{Route, RouteTable};
 use crate::store::StoreConfig;
 use crate::upstream::UpstreamConfig;
@@ -61,6 +61,7 @@ fn config(root: &Reader<'_>) -> Option<Config> {
     if names.is_empty() {
         root.notes.problem(0, "no upstream is defined; expected [upstream.NAME] with a url");
     }
+    check_loops(&named, &upstreams, &server.config.listen);
     let context = Context { names: &names, upstreams: &upstreams, server: &server, with_redis: root.has("redis") };
     let routes = routes(root, &context);
     let token = admin.as_ref().and_then(|admin| admin.token.as_deref()).unwrap_or_default();
@@ -82,9 +83,8 @@ fn config(root: &Reader<'_>) -> Option<Config> {
         purge_slots,
         redis,
     };
-    let config =
-        Config { server: server.config, admin, log, store, max_filling: memory.max_filling, upstreams, routes, fixed };
-    Some(config)
+    let store::Memory { max_filling, max_serving, .. } = memory;
+    Some(Config { server: server.config, admin, log, store, max_filling, max_serving, upstreams, routes, fixed })
 }
 
 /// A top-level table; an absent one is as if it were empty.
@@ -179,6 +179,16 @@ fn layers<'a>(
         }
     }
     layers
+}
+
+/// An upstream that is this proxy itself would ask itself for what it has not.
+fn check_loops(named: &[(&str, Reader<'_>)], upstreams: &[UpstreamConfig], listen: &[Listen]) {
+    for (name, reader) in named {
+        let urls = upstream::find(upstreams, name).map(|upstream| &upstream.urls[..]).unwrap_or_default();
+        for url in urls.iter().filter(|url| listen.iter().any(|listen| upstream::is_at(url, listen.address))) {
+            reader.problem_here(&format!("{url} is where this proxy itself listens; expected another server"));
+        }
+    }
 }
 
 fn check_conflicts(notes: &Notes<'_>, routes: &[Route], lines: &[usize]) {

@@ -41,6 +41,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// `memory.max_filling`, in bytes.
     pub max_filling: u64,
+    /// `memory.max_serving`, in bytes.
+    pub max_serving: u64,
     /// `[upstream.*]`.
     pub upstreams: Vec<UpstreamConfig>,
     /// `[[route]]`, in the order of the file.

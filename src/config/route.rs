@@ -171,7 +171,12 @@ fn edits(reader: &Reader<'_>, key: &'static str) -> FieldEdits {
         let named = inner.named("set");
         inner.finish();
         let set = named.iter().filter_map(|(name, value)| edit(&inner, name, value, key == "request_headers"));
-        Ok(FieldEdits { set: set.collect(), remove: remove.into() })
+        let edits = FieldEdits { set: set.collect(), remove: remove.into() };
+        // RFC 8586 §2: no configuration may take it away.
+        if edits.remove.iter().chain(edits.set.iter().map(|(name, _)| name)).any(|name| name == "cdn-loop") {
+            return Err("changes CDN-Loop, by which loops are found; expected other fields".to_owned());
+        }
+        Ok(edits)
     });
     edits.unwrap_or_default()
 }

@@ -13,6 +13,7 @@ pub(super) struct Memory {
     pub(super) max_size: u64,
     pub(super) max_object: u64,
     pub(super) max_filling: u64,
+    pub(super) max_serving: u64,
     pub(super) unsynced_residence: Duration,
 }
 
@@ -32,6 +33,7 @@ pub(super) fn memory(reader: &Reader<'_>, with_redis: bool) -> Memory {
     let unbounded = !with_redis && !reader.has("max_object");
     let max_object = reader.size("max_object", "1 MiB");
     let max_filling = reader.size("max_filling", "64 MiB");
+    let max_serving = reader.size("max_serving", "256 MiB");
     let residence = reader.optional("unsynced_residence", Some("\"5s\"".to_owned()), |it| {
         let duration = it.text().and_then(units::duration).ok_or_else(|| units::DURATION.to_owned())?;
         let long_enough = (duration >= RESIDENCE_MIN).then_some(duration);
@@ -39,7 +41,7 @@ pub(super) fn memory(reader: &Reader<'_>, with_redis: bool) -> Memory {
     });
     reader.finish();
     let max_object = if unbounded { u64::MAX } else { max_object };
-    Memory { max_size, max_object, max_filling, unsynced_residence: residence.unwrap_or(RESIDENCE) }
+    Memory { max_size, max_object, max_filling, max_serving, unsynced_residence: residence.unwrap_or(RESIDENCE) }
 }
 
 /// Reads `[purge]`: the slots of one of the ledger's arrays.

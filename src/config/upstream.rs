@@ -1,14 +1,16 @@
 //! `[upstream.*]`: the servers that requests go to, and how much patience there is with them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
 use super::file::key_of;
 use super::reader::Reader;
 use super::{fingerprint, tls};
 use crate::target::{Authority, Scheme};
-use crate::upstream::{Balance, Breaker, HostRule, UpstreamConfig};
+use crate::upstream::{Balance, Breaker, HealthCheck, HostRule, UpstreamConfig};
 
 const URL: &str = "is not an upstream's URL; expected for example \"http://127.0.0.1:3000\"";
 
@@ -25,8 +27,11 @@ pub(super) fn upstream(name: &str, reader: &Reader<'_>) -> Option<UpstreamConfig
     let retries = u32::try_from(reader.whole("retries", 1, 0..=10)).unwrap_or(1);
     let max_concurrent = reader.whole("max_concurrent", 0, 0..=1_000_000);
     let max_pending = reader.whole("max_pending", 1024, 0..=1_000_000);
+    let resolve_interval = reader.positive_duration("resolve_interval", "30s");
     let client = tls::client(reader, encrypted, true);
     let breaker = breaker(&reader.table("breaker", &format!("[upstream.{}.breaker]", key_of(name))));
+    let health =
+        reader.has("health").then(|| health(&reader.table("health", &format!("[upstream.{}.health]", key_of(name)))));
     reader.finish();
     let client = client?;
     Some(UpstreamConfig {
@@ -40,7 +45,9 @@ pub(super) fn upstream(name: &str, reader: &Reader<'_>) -> Option<UpstreamConfig
         retries,
         max_concurrent,
         max_pending,
+        resolve_interval,
         breaker,
+        health,
         tls: client.config,
         fingerprint: fingerprint(&[reader.settings().as_bytes(), &client.material]),
     })
@@ -56,6 +63,24 @@ fn breaker(reader: &Reader<'_>) -> Breaker {
     let breaker = Breaker { failures, open: reader.positive_duration("open", "5s") };
     reader.finish();
     breaker
+}
+
+fn health(reader: &Reader<'_>) -> HealthCheck {
+    const PATH: &str = "/health";
+    let path = reader.optional("path", Some(format!("{PATH:?}")), |it| {
+        let path =
+            it.text().filter(|text| text.starts_with('/') && !text.contains('#')).and_then(|text| text.parse().ok());
+        path.ok_or_else(|| format!("is not a path; expected for example {PATH:?}"))
+    });
+    let times = |key, default| u32::try_from(reader.whole(key, default, 1..=1000)).unwrap_or(u32::MAX);
+    let health = HealthCheck {
+        path: path.unwrap_or_else(|| PathAndQuery::from_static(PATH)),
+        interval: reader.positive_duration("interval", "5s"),
+        unhealthy: times("unhealthy", 3),
+        healthy: times("healthy", 2),
+    };
+    reader.finish();
+    health
 }
 
 fn urls(reader: &Reader<'_>) -> Vec<Uri> {
@@ -102,6 +127,20 @@ fn url(text: &str) -> Result<Uri, String> {
     }
     Authority::parse(authority.as_str(), scheme).map_err(|_| URL.to_owned())?;
     Ok(uri)
+}
+
+/// Whether `url` leads to a listener at `address`, as far as can be told without asking.
+pub(super) fn is_at(url: &Uri, address: SocketAddr) -> bool {
+    let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    if url.port_u16().unwrap_or(default) != address.port() {
+        return false;
+    }
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let listens = address.ip().to_canonical();
+    match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) => ip == listens || (listens.is_unspecified() && ip.is_loopback()),
+        Err(_name) => host.eq_ignore_ascii_case("localhost") && (listens.is_unspecified() || listens.is_loopback()),
+    }
 }
 
 fn host(reader: &Reader<'_>) -> HostRule {

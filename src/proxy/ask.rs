@@ -9,7 +9,7 @@ use http::header::{COOKIE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Connection, Interim, Proxy};
+use super::{Connection, Interim, Proxy, forward};
 use crate::clock::Timestamp;
 use crate::fields::{forwarding, surrogate};
 use crate::generation::Generation;
@@ -54,7 +54,7 @@ impl Sender {
         let server = &generation.server;
         let is_trusted = |ip: IpAddr| server.trusted_proxies.iter().any(|net| net.contains(&ip.to_canonical()));
         let peer = connection.peer.ip().to_canonical();
-        let client = super::forward::client_ip(&parts.headers, peer, server.client_ip_header.as_ref(), is_trusted);
+        let client = forward::client_ip(&parts.headers, peer, server.client_ip_header.as_ref(), is_trusted);
         let host = HeaderValue::from_str(&target.authority.to_string());
         Self {
             peer,
@@ -103,6 +103,12 @@ impl Ask {
     pub fn caching(&self) -> &Caching {
         // An `Ask` is made from a route that caches, and in no other way.
         self.route.caching.as_ref().expect("the route of an ask caches")
+    }
+
+    /// The fields that the upstream is sent, before conditions.
+    pub fn fields(&self) -> HeaderMap {
+        let own = &self.proxy.shared.pseudonym;
+        forward::fields(&self.parts, &self.sender, Some(&self.route), Some(self.caching()), own)
     }
 
     /// The tags that derive from configuration and URL.

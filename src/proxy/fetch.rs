@@ -185,7 +185,7 @@ impl Fetch {
 
     async fn ask_upstream(&self, stored: Option<&StoredResponse>) -> Result<Asked, UpstreamError> {
         let ask = &*self.ask;
-        let mut fields = forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching()));
+        let mut fields = ask.fields();
         let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
         let body = http_body_util::Full::new(ask.content.clone()).map_err(|never| match never {});
         let mut request = Request::new(RequestBody::new(body));

@@ -15,7 +15,7 @@ use crate::key::CacheKey;
 use crate::stored::StoredResponse;
 use crate::upstream::{ResponseBody, UpstreamError};
 
-/// The room for bodies being stored, in all (`memory.max_filling`).
+/// A room for bodies: for those being stored (`memory.max_filling`), for large ones being read (`memory.max_serving`).
 #[derive(Debug)]
 pub struct Filling {
     used: AtomicU64,

@@ -10,20 +10,23 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 
 use super::Interim;
 use super::ask::Sender;
+use super::rounds::Pseudonym;
 use crate::fields::{forwarding, hop_by_hop, vary};
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
 use crate::target::Target;
 use crate::telemetry::Telemetry;
 use crate::telemetry::limits::Limit;
+use crate::upstream::OnInterim;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The fields HTTP itself needs, whatever `forward_headers` lists.
-const NEEDED: [&str; 10] = [
+const NEEDED: [&str; 12] = [
     "accept-encoding",
+    "cdn-loop",
     "content-encoding",
     "content-length",
     "content-type",
@@ -33,6 +36,7 @@ const NEEDED: [&str; 10] = [
     "if-range",
     "if-unmodified-since",
     "range",
+    "via",
 ];
 
 /// What the cache obeys, though the upstream need not see it.
@@ -64,7 +68,13 @@ pub fn reduce(fields: &mut HeaderMap, sender: &Sender, route: &Route, caching: &
 
 /// The fields for the upstream. `caching` is given for a request that the cache may answer: [`reduce`] has taken the
 /// most of it away.
-pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Option<&Caching>) -> HeaderMap {
+pub fn fields(
+    parts: &Parts,
+    sender: &Sender,
+    route: Option<&Route>,
+    caching: Option<&Caching>,
+    own: &Pseudonym,
+) -> HeaderMap {
     let mut fields = parts.headers.clone();
     if caching.is_none() {
         hop_by_hop::remove(&mut fields);
@@ -84,6 +94,7 @@ pub fn fields(parts: &Parts, sender: &Sender, route: Option<&Route>, caching: Op
     if let Some(route) = route {
         route.request_headers.apply(&mut fields);
     }
+    own.sign(&mut fields);
     fields
 }
 
@@ -107,15 +118,15 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender, telemetry: &Arc<Telemetry>) {
     let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
     let telemetry = Arc::clone(telemetry);
-    hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::EARLY_HINTS {
-            let mut fields = response.headers().clone();
+    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+        if status == StatusCode::EARLY_HINTS {
+            let mut fields = fields.clone();
             hop_by_hop::remove(&mut fields);
             if !sink.send(number, StatusCode::EARLY_HINTS, &fields) {
                 telemetry.limited(Limit::Interim);
             }
         }
-    });
+    }));
 }
 
 fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {

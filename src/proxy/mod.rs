@@ -11,6 +11,7 @@ mod invalidate;
 mod pass;
 mod posted;
 pub mod reply;
+pub mod rounds;
 mod serve;
 mod share;
 
@@ -97,8 +98,13 @@ impl Proxy {
         let sender = Sender::new(connection, &generation, &parts, &target, interim);
         let visit = self.visit(&generation, matched.as_ref(), &sender, &parts);
         let route = matched.as_ref().map(|matched| Arc::clone(matched.route));
-        let incomer = Incomer { generation: Arc::clone(&generation), target, sender, parts, content };
-        let mut answer = self.answer(matched, incomer).await;
+        let mut answer = if self.shared.pseudonym.has_signed(&parts.headers) {
+            // Before the lookup: it would wait for the fetch that it is.
+            Answer::generated(StatusCode::LOOP_DETECTED, Detail::Loop)
+        } else {
+            let incomer = Incomer { generation: Arc::clone(&generation), target, sender, parts, content };
+            self.answer(matched, incomer).await
+        };
         if let Some(route) = route {
             route.response_headers.apply(answer.head.headers_mut());
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -135,7 +135,8 @@ impl Proxy {
         let route = matched.as_ref().map(|(route, _)| &**route);
         let upgrade = take_upgrade(route, &mut parts);
         let trouble = content.trouble();
-        let mut request = outgoing(&parts, &sender, &target, route, upgrade.is_some(), content);
+        let fields = forward::fields(&parts, &sender, route, None, &self.shared.pseudonym);
+        let mut request = outgoing(&parts, fields, &target, route, upgrade.is_some(), content);
         forward::pass_interim(&mut request, &sender, &self.shared.telemetry);
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
         let synced = self.shared.store.synced();
@@ -208,13 +209,12 @@ fn take_upgrade(route: Option<&Route>, parts: &mut Parts) -> Option<OnUpgrade> {
 
 fn outgoing(
     parts: &Parts,
-    sender: &Sender,
+    mut fields: HeaderMap,
     target: &Target,
     route: Option<&Route>,
     is_upgrade: bool,
     content: ClientBody,
 ) -> Request<RequestBody> {
-    let mut fields = forward::fields(parts, sender, route, None);
     if is_upgrade && let Some(protocol) = parts.headers.get(UPGRADE) {
         fields.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
         fields.insert(UPGRADE, protocol.clone());

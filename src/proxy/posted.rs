@@ -66,10 +66,7 @@ impl Sent {
 
     /// What the upstream would be sent for `ask`.
     fn for_ask(ask: &Ask) -> Self {
-        Self {
-            uri: forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route)),
-            fields: forward::fields(&ask.parts, &ask.sender, Some(&ask.route), Some(ask.caching())),
-        }
+        Self { uri: forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route)), fields: ask.fields() }
     }
 }
 

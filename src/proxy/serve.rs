@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderMap, Response, StatusCode};
 
 use super::answer::{Answer, Content};
 use super::ask::Ask;
 use super::fetch::{Fetch, Fetched, Report};
-use super::fill::{Fill, FillReader};
+use super::fill::{Fill, FillReader, Room};
 use super::reply;
 use super::share::Lead;
 use crate::clock::Timestamp;
@@ -18,7 +19,11 @@ use crate::policy::reuse::{Use, Why, usable_on_error};
 use crate::store::{Found, Lookup, Missing, Tier};
 use crate::stored::StoredResponse;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
+use crate::telemetry::limits::Limit;
 use crate::upstream::{ResponseBody, UpstreamError};
+
+/// A body that is no more than what a connection takes anyway.
+const SMALL_BYTES: usize = 64 << 10;
 
 /// What the store said.
 #[derive(Clone, Debug)]
@@ -29,7 +34,7 @@ impl LookedUp {
     pub async fn from_store(ask: &Ask) -> Self {
         let tags = ask.tags();
         let query = ask.store_query(&tags, ask.now());
-        Self(ask.proxy.shared.store.get(ask.proxy.worker, &query).await)
+        Self(with_room(ask, ask.proxy.shared.store.get(ask.proxy.worker, &query).await))
     }
 
     /// What is stored, whether it must be validated first, and why the upstream would be asked.
@@ -40,7 +45,9 @@ impl LookedUp {
             }
             Lookup::Missing(Missing::Variant(_)) => (None, false, Why::VaryMiss),
             Lookup::Missing(Missing::Key | Missing::Purged) => (None, false, Why::UriMiss),
-            Lookup::Missing(Missing::Uncacheable | Missing::Unavailable | Missing::Corrupt) => (None, false, Why::Miss),
+            Lookup::Missing(Missing::Uncacheable | Missing::Unavailable | Missing::Corrupt | Missing::NoRoom) => {
+                (None, false, Why::Miss)
+            }
         }
     }
 
@@ -104,7 +111,39 @@ impl LookedUp {
             Missing::Uncacheable => Some(Detail::Uncacheable),
             Missing::Unavailable => Some(Detail::RedisUnavailable),
             Missing::Corrupt => Some(Detail::CorruptRecord),
+            Missing::NoRoom => Some(Detail::ServingLimit),
         }
+    }
+}
+
+/// What was found, where there is room for it: each request has its own copy of what Redis held and memory does not take,
+/// for as long as its client reads it.
+fn with_room(ask: &Ask, lookup: Lookup) -> Lookup {
+    let shared = &ask.proxy.shared;
+    let Lookup::Found(mut found) = lookup else { return lookup };
+    let length = found.response.body.len();
+    if found.tier == Tier::Memory || length <= SMALL_BYTES || shared.store.memory_admits(length) {
+        return Lookup::Found(found);
+    }
+    let Some(room) = shared.serving.reserve(length as u64) else {
+        shared.telemetry.limited(Limit::MaxServing);
+        return Lookup::Missing(Missing::NoRoom);
+    };
+    let mut response = Arc::unwrap_or_clone(found.response);
+    response.body = Bytes::from_owner(Housed { body: response.body, _room: room });
+    found.response = Arc::new(response);
+    Lookup::Found(found)
+}
+
+/// A body with its room, which is given back when nobody reads it any more.
+struct Housed {
+    body: Bytes,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Housed {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
 use super::accept::{Door, Listener};
@@ -70,7 +71,7 @@ impl Control {
             acceptors.spawn(orders::obey(Arc::clone(&self.shared), orders));
         }
         let mut signals = Signals::ignored();
-        self.obey(&mut commands, &mut signals).await;
+        self.obey(&mut commands, &mut signals, &acceptors).await;
         self.drain(&accepting, &mut signals).await;
     }
 
@@ -82,28 +83,47 @@ impl Control {
     }
 
     /// Returns when the process is to end.
-    async fn obey(&self, commands: &mut UnboundedReceiver<Command>, signals: &mut Signals) {
+    async fn obey(&self, commands: &mut UnboundedReceiver<Command>, signals: &mut Signals, tasks: &TaskTracker) {
+        let mut tending = self.tend(tasks);
         loop {
-            tokio::select! {
+            let reloaded = tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Reload(reply)) => drop(reply.send(reload::reload(&self.shared, &self.origin))),
-                    Some(Command::ObeySignals) => *signals = Signals::obeyed(),
+                    Some(Command::Reload(reply)) => {
+                        let reloaded = reload::reload(&self.shared, &self.origin);
+                        let is_new = reloaded.is_ok();
+                        drop(reply.send(reloaded));
+                        is_new
+                    }
+                    Some(Command::ObeySignals) => {
+                        *signals = Signals::obeyed();
+                        false
+                    }
                     Some(Command::Stop) | None => return,
                 },
                 signalled = signals.next() => match signalled {
-                    Signalled::Reload => drop(reload::reload(&self.shared, &self.origin)),
+                    Signalled::Reload => reload::reload(&self.shared, &self.origin).is_ok(),
                     Signalled::Stop => return,
                 },
+            };
+            if reloaded {
+                tending.abort();
+                tending = self.tend(tasks);
             }
         }
     }
 
+    /// Looks after the upstreams of the running generation: until the next one, or the very end.
+    fn tend(&self, tasks: &TaskTracker) -> AbortHandle {
+        let generation = self.shared.generation.load_full();
+        tasks.spawn(async move { generation.upstreams.tend().await }).abort_handle()
+    }
+
     /// Stops accepting, waits for the workers, and no longer once a second signal comes.
-    async fn drain(mut self, accepting: &[tokio::task::AbortHandle], signals: &mut Signals) {
+    async fn drain(mut self, accepting: &[AbortHandle], signals: &mut Signals) {
         let telemetry = &self.shared.telemetry;
         telemetry.emit(&Event::Draining { connections: self.occupancy.open() });
         self.drain.begin(self.shared.generation.load().server.drain_timeout);
-        accepting.iter().for_each(tokio::task::AbortHandle::abort);
+        accepting.iter().for_each(AbortHandle::abort);
         loop {
             tokio::select! {
                 _ = self.workers_ended.recv() => break,

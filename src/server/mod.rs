@@ -70,7 +70,11 @@ pub fn start(config: Config, path: Option<PathBuf>, clock: Clock) -> io::Result<
         Control { shared, origin, listeners, admin, doors, workers: threads, workers_ended, occupancy, drain };
     let (commands, asked) = mpsc::unbounded_channel();
     let runtime = runtime()?;
-    let control = thread("aside-control".to_owned(), move || runtime.block_on(control.run(asked)))?;
+    let control = thread("aside-control".to_owned(), move || {
+        runtime.block_on(control.run(asked));
+        // A name that is still being looked up is not worth waiting for.
+        runtime.shutdown_background();
+    })?;
     telemetry.emit(&Event::Started { listen: listen.iter().map(ToString::to_string).collect(), workers });
     Ok(Running { listen, admin: admin_address, commands, control: Some(control) })
 }

@@ -19,6 +19,10 @@ use crate::stored::StoredResponse;
 /// A record from further in the future was numbered by a clock that is none, and could hide purges.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(86_400);
 
+/// A response that another process stored later than this by our clock is not used: its age is not known, and it could be
+/// taken for fresh for as much too long.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
+
 /// What is known when nothing was found in this process.
 pub(super) struct Absent {
     /// Why.
@@ -192,6 +196,9 @@ impl Store {
         let latest = query.now.plus(CLOCK_SKEW_MAX).as_millis().saturating_mul(1000);
         if response.provenance.synced_to.0 > latest || query.now > response.useless_after() {
             return Err(Missing::Purged);
+        }
+        if response.response_time > query.now.plus(AHEAD_MAX) {
+            return Err(Missing::Key);
         }
         if !self.ledger.has_reached(response.provenance.synced_to) {
             return Err(Missing::Unavailable);

@@ -110,6 +110,8 @@ pub enum Missing {
     Unavailable,
     /// What Redis held could not be read; it is deleted and counted.
     Corrupt,
+    /// What Redis held is too large for memory, and too much of that kind is on its way to clients.
+    NoRoom,
 }
 
 /// What became of a response that was to be stored.

@@ -63,6 +63,7 @@ pub enum Detail {
     Uncacheable,
     RedisUnavailable,
     CorruptRecord,
+    ServingLimit,
     Purged,
     // hits
     StaleWhileRevalidate,
@@ -79,6 +80,7 @@ pub enum Detail {
     UpstreamProtocol,
     Overloaded,
     BodyTooLarge,
+    Loop,
 }
 
 /// The one word for an outcome: the log's `cache`.
@@ -179,10 +181,10 @@ impl CacheStatus {
 
     /// Whether the upstream was to be asked and gave no response.
     const fn is_failure(self) -> bool {
-        use Detail::{BadRequest, BodyTooLarge, Overloaded, UpstreamConnect, UpstreamProtocol, UpstreamTimeout};
+        use Detail::{BadRequest, BodyTooLarge, Loop, Overloaded, UpstreamConnect, UpstreamProtocol, UpstreamTimeout};
         matches!(
             self.detail,
-            Some(UpstreamConnect | UpstreamTimeout | UpstreamProtocol | Overloaded | BadRequest | BodyTooLarge)
+            Some(UpstreamConnect | UpstreamTimeout | UpstreamProtocol | Overloaded | BadRequest | BodyTooLarge | Loop)
         )
     }
 
@@ -212,7 +214,7 @@ const fn fwd(why: Why) -> &'static str {
 
 impl Detail {
     /// Every detail but the reasons not to store, in the order of its counter.
-    pub const PLAIN: [Self; 23] = [
+    pub const PLAIN: [Self; 25] = [
         Self::NoRoute,
         Self::CacheOff,
         Self::Cookie,
@@ -224,6 +226,7 @@ impl Detail {
         Self::Uncacheable,
         Self::RedisUnavailable,
         Self::CorruptRecord,
+        Self::ServingLimit,
         Self::Purged,
         Self::StaleWhileRevalidate,
         Self::StaleIfError,
@@ -236,6 +239,7 @@ impl Detail {
         Self::UpstreamProtocol,
         Self::Overloaded,
         Self::BodyTooLarge,
+        Self::Loop,
     ];
 
     /// Its name in Cache-Status, log and `/cache-stats`: kebab-case, a token of RFC 8941.
@@ -252,6 +256,7 @@ impl Detail {
             Self::Uncacheable => "uncacheable",
             Self::RedisUnavailable => "redis-unavailable",
             Self::CorruptRecord => "corrupt-record",
+            Self::ServingLimit => "serving-limit",
             Self::Purged => "purged",
             Self::StaleWhileRevalidate => "stale-while-revalidate",
             Self::StaleIfError => "stale-if-error",
@@ -265,6 +270,7 @@ impl Detail {
             Self::UpstreamProtocol => "upstream-protocol",
             Self::Overloaded => "overloaded",
             Self::BodyTooLarge => "body-too-large",
+            Self::Loop => "loop",
         }
     }
 }

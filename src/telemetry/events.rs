@@ -70,6 +70,25 @@ pub enum Event {
         upstream: String,
         server: String,
     },
+    ServerUnhealthy {
+        upstream: String,
+        server: String,
+        cause: String,
+    },
+    ServerHealthy {
+        upstream: String,
+        server: String,
+    },
+    NameNotFound {
+        upstream: String,
+        name: String,
+        cause: String,
+    },
+    AddressesFound {
+        upstream: String,
+        name: String,
+        addresses: Vec<String>,
+    },
     Purged {
         way: &'static str,
         /// Who ordered it, where one is known.
@@ -137,6 +156,10 @@ impl Event {
             Self::UpstreamFailed { .. } => ("upstream_failed", Warn, "upstream failed"),
             Self::ServerEjected { .. } => ("server_ejected", Warn, "upstream server ejected"),
             Self::ServerRestored { .. } => ("server_restored", Info, "upstream server restored"),
+            Self::ServerUnhealthy { .. } => ("server_unhealthy", Warn, "upstream server fails its checks"),
+            Self::ServerHealthy { .. } => ("server_healthy", Info, "upstream server passes its checks again"),
+            Self::NameNotFound { .. } => ("name_not_found", Warn, "name not found, what was known of it stays"),
+            Self::AddressesFound { .. } => ("addresses_found", Info, "the addresses of a name"),
             Self::Purged { everything: true, .. } => ("purged_all", Warn, "purged everything"),
             Self::Purged { everything: false, .. } => ("purged", Info, "purged"),
             Self::PurgeRefused { .. } => ("purge_refused", Warn, "a purge order in redis is not one"),
@@ -170,8 +193,19 @@ impl Event {
                 ("error", text(failure(*error))),
                 ("cause", text(cause)),
             ],
-            Self::ServerEjected { upstream, server } | Self::ServerRestored { upstream, server } => {
+            Self::ServerEjected { upstream, server }
+            | Self::ServerRestored { upstream, server }
+            | Self::ServerHealthy { upstream, server } => {
                 vec![("upstream", text(upstream)), ("server", text(server))]
+            }
+            Self::ServerUnhealthy { upstream, server, cause } => {
+                vec![("upstream", text(upstream)), ("server", text(server)), ("cause", text(cause))]
+            }
+            Self::NameNotFound { upstream, name, cause } => {
+                vec![("upstream", text(upstream)), ("name", text(name)), ("cause", text(cause))]
+            }
+            Self::AddressesFound { upstream, name, addresses } => {
+                vec![("upstream", text(upstream)), ("name", text(name)), ("addresses", addresses.join(", ").into())]
             }
             Self::Purged { way, by, everything: _, kind, tags, number, unacknowledged, took } => {
                 let mut fields = vec![("way", text(way))];

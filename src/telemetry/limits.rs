@@ -50,6 +50,7 @@ limits! {
     Tags "tags" "responses not stored, for they had too many tags or too long ones",
     MaxVariants "max_variants" "responses not stored, for their key had enough variants",
     MaxObject "max_object" "responses not stored, for they were too large",
+    MaxServing "max_serving" "hits not used, for enough large ones were on their way to clients",
     MaxFilling "max_filling" "responses not stored, for enough was being stored",
 }
 

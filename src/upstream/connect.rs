@@ -4,12 +4,13 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
+use http::{Extensions, Uri};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{CaptureConnection, Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,7 +29,7 @@ const POOL_IDLE_MAX: usize = 256;
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// Bytes of a response head, and of the read buffer. hyper bounds the number of fields at 100.
+/// Bytes of the read buffer, which bounds a head before it is judged.
 const HEAD_MAX: usize = 128 * 1024;
 /// What a response may fill before its reader takes it; bounds the memory that slow readers hold.
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
@@ -59,6 +60,21 @@ pub(super) fn client(connector: Connector) -> PooledClient {
         .http2_keep_alive_interval(H2_PING_EVERY)
         .http2_keep_alive_timeout(H2_PING_WAIT)
         .build(connector)
+}
+
+/// How many requests a connection has been given; shared by whoever has it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uses(Arc<AtomicUsize>);
+
+impl Uses {
+    /// Counts one more on the connection; whether there were any before. Where nothing is known, there were none.
+    pub fn begin(connection: &CaptureConnection) -> bool {
+        let mut extras = Extensions::new();
+        if let Some(connected) = connection.connection_metadata().as_ref() {
+            connected.get_extras(&mut extras);
+        }
+        extras.get::<Self>().is_some_and(|Self(uses)| uses.fetch_add(1, Ordering::Relaxed) > 0)
+    }
 }
 
 /// The protocols offered in a TLS handshake.
@@ -175,6 +191,7 @@ impl Connection for Stream {
             Self::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
             Self::Plain(_) | Self::Tls(_) => Connected::new(),
         }
+        .extra(Uses::default())
     }
 }
 

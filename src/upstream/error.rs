@@ -49,12 +49,14 @@ pub(super) struct Failure {
     pub cause: String,
     /// Whether surely no byte of the request was written, so that another server may be tried.
     pub unsent: bool,
+    /// Whether the connection broke before there was a head.
+    pub broke: bool,
 }
 
 impl Failure {
     /// A failure after the request was, or may have been, written.
     pub fn sent(error: UpstreamError, cause: impl Into<String>) -> Self {
-        Self { error, cause: cause.into(), unsent: false }
+        Self { error, cause: cause.into(), unsent: false, broke: false }
     }
 
     /// What the client reports. `body_failed`: the request's own content did.
@@ -65,12 +67,12 @@ impl Failure {
         }
         if error.is_connect() {
             let error = if timed_out(error) { UpstreamError::ConnectTimeout } else { UpstreamError::Connect };
-            return Self { error, cause, unsent: true };
+            return Self { error, cause, unsent: true, broke: false };
         }
         // hyper gives a request back, and says "canceled", only when it never began to write it.
         let unsent =
             links(error).any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled));
-        Self { error: UpstreamError::Protocol, cause, unsent }
+        Self { error: UpstreamError::Protocol, cause, unsent, broke: broke(error) }
     }
 
     /// Whether the server is to blame, which is what ejects it.
@@ -98,6 +100,15 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
 
 fn links<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |link: &&'a (dyn Error + 'static)| (*link).source())
+}
+
+fn broke(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let is_break = |kind| matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+    links(error).any(|link| {
+        link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+            || link.downcast_ref::<std::io::Error>().is_some_and(|error| is_break(error.kind()))
+    })
 }
 
 fn timed_out(error: &(dyn Error + 'static)) -> bool {

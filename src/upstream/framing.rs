@@ -1,7 +1,11 @@
-//! Which responses are refused because their framing could be read in two ways.
+//! Which responses are refused: their framing could be read in two ways, or their head is beyond all bounds.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode, Version};
+
+/// Bytes of a head, and its fields; hyper's own bounds are wider, and HTTP/2 has none on the number.
+const HEAD_MAX: usize = 64 * 1024;
+const FIELDS_MAX: usize = 100;
 
 /// What is wrong with a response's head, where hyper lets it through. `asked_upgrade`: the request had Upgrade.
 ///
@@ -11,7 +15,17 @@ pub(super) fn fault<B>(response: &Response<B>, asked_upgrade: bool) -> Option<&'
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asked_upgrade {
         return Some("101 (Switching Protocols) to a request without Upgrade");
     }
+    // RFC 9110 §15: a status of a class that does not exist is invalid.
+    if response.status().as_u16() >= 600 {
+        return Some("the status is not one");
+    }
     let fields = response.headers();
+    if fields.len() > FIELDS_MAX {
+        return Some("too many fields");
+    }
+    if fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() > HEAD_MAX {
+        return Some("the head is too large");
+    }
     if fields.get_all(CONTENT_LENGTH).iter().count() > 1 || has_odd_length(fields) {
         return Some("Content-Length is not one number");
     }
@@ -72,6 +86,18 @@ mod tests {
         check(200, Version::HTTP_11, &[("content-length", "5, 5")], odd);
         check(200, Version::HTTP_11, &[("content-length", "5"), ("content-length", "5")], odd);
         check(200, Version::HTTP_11, &[("content-length", "+5")], odd);
+    }
+
+    #[test]
+    fn a_head_beyond_all_bounds_is_refused() {
+        check(599, Version::HTTP_11, &[], None);
+        check(600, Version::HTTP_11, &[], Some("the status is not one"));
+        check(999, Version::HTTP_2, &[], Some("the status is not one"));
+        let large = "x".repeat(33 * 1024);
+        check(200, Version::HTTP_2, &[("a", &large)], None);
+        check(200, Version::HTTP_2, &[("a", &large), ("b", &large)], Some("the head is too large"));
+        check(200, Version::HTTP_2, &[("a", "1"); 100], None);
+        check(200, Version::HTTP_2, &[("a", "1"); 101], Some("too many fields"));
     }
 
     #[test]

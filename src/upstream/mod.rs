@@ -3,29 +3,37 @@
 mod balance;
 mod body;
 mod call;
+mod checks;
 mod connect;
 mod error;
 mod framing;
 mod health;
+mod interim;
 mod outgoing;
 mod probe;
 mod room;
+mod roster;
 mod server;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
+use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
+use tokio::time::MissedTickBehavior;
 
 use self::balance::Turn;
 pub use self::body::ResponseBody;
 pub use self::error::UpstreamError;
+pub use self::interim::OnInterim;
 pub use self::probe::{Reached, probe};
 use self::room::Room;
-use self::server::Server;
+use self::roster::{Lookup, Roster};
 use crate::telemetry::Telemetry;
 
 /// An upstream's settings, checked.
@@ -51,8 +59,12 @@ pub struct UpstreamConfig {
     pub max_concurrent: usize,
     /// Requests waiting for room; above it, and after `connect_timeout`, they fail as `Overloaded`.
     pub max_pending: usize,
+    /// How long the addresses of a name are used before they are looked up again.
+    pub resolve_interval: Duration,
     /// Passive ejection.
     pub breaker: Breaker,
+    /// Active checks, where wanted.
+    pub health: Option<HealthCheck>,
     /// TLS towards https servers: verified, with the private CA and client certificate where set.
     pub tls: Arc<rustls::ClientConfig>,
     /// What `tls` was built from, so that an unchanged upstream keeps its pool over a reload.
@@ -66,6 +78,19 @@ pub struct Breaker {
     pub failures: u32,
     /// How long it is left out; then one request tries it.
     pub open: Duration,
+}
+
+/// How a server is asked whether it is well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is got, behind the base path; 2xx means well.
+    pub path: PathAndQuery,
+    /// How often; no answer until the next check is due means not well.
+    pub interval: Duration,
+    /// Failed checks in a row until the server is asked only when no other can be.
+    pub unhealthy: u32,
+    /// Passed checks in a row until it is one of many again.
+    pub healthy: u32,
 }
 
 /// The Host an upstream is sent.
@@ -107,8 +132,8 @@ pub struct Upstreams {
 
 /// One upstream: its servers' health, its pools, one for each worker.
 pub struct Upstream {
-    config: UpstreamConfig,
-    servers: Box<[Arc<Server>]>,
+    config: Arc<UpstreamConfig>,
+    roster: Roster,
     turn: Turn,
     room: Room,
     telemetry: Arc<Telemetry>,
@@ -124,10 +149,12 @@ impl Upstreams {
     ) -> Self {
         let by_name = configs.into_iter().map(|config| {
             let name = Arc::clone(&config.name);
-            let unchanged = previous.and_then(|previous| previous.find(&name)).filter(|old| old.config.equals(&config));
-            let upstream = match unchanged {
-                Some(old) => Arc::clone(old),
-                None => Arc::new(Upstream::new(config, workers, telemetry)),
+            let old = previous.and_then(|previous| previous.find(&name));
+            let upstream = match old {
+                Some(old) if old.config.equals(&config) => Arc::clone(old),
+                old => {
+                    Arc::new(Upstream::new(config, workers, telemetry, roster::system(), old.map(|old| &old.roster)))
+                }
             };
             (name, upstream)
         });
@@ -139,6 +166,11 @@ impl Upstreams {
         self.by_name.get(name)
     }
 
+    /// Looks up names and checks health, until dropped. Where nobody does, no name is ever found.
+    pub async fn tend(&self) {
+        join_all(self.by_name.values().map(|upstream| upstream.tend())).await;
+    }
+
     /// All, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Upstream>)> {
         self.by_name.iter()
@@ -146,14 +178,37 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn new(config: UpstreamConfig, workers: usize, telemetry: &Arc<Telemetry>) -> Self {
-        let servers = config.urls.iter().map(|url| Arc::new(Server::new(&config, url, workers, telemetry))).collect();
+    fn new(
+        config: UpstreamConfig,
+        workers: usize,
+        telemetry: &Arc<Telemetry>,
+        lookup: Lookup,
+        previous: Option<&Roster>,
+    ) -> Self {
         let room = Room::new(config.max_concurrent, config.max_pending, config.connect_timeout);
-        Self { config, servers, turn: Turn::default(), room, telemetry: Arc::clone(telemetry) }
+        let config = Arc::new(config);
+        let roster = Roster::new(Arc::clone(&config), workers, telemetry, lookup, previous);
+        Self { config, roster, turn: Turn::default(), room, telemetry: Arc::clone(telemetry) }
+    }
+
+    async fn tend(&self) {
+        tokio::join!(self.roster.keep(), self.check());
+    }
+
+    /// Checks every server, at the same time, once an interval.
+    async fn check(&self) {
+        let Some(health) = &self.config.health else { return };
+        let mut ticks = tokio::time::interval(health.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let servers = self.roster.now();
+            join_all(servers.iter().map(|server| server.check(health))).await;
+        }
     }
 
     /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but
-    /// for Host. Extensions reach hyper (`on_informational`, upgrades). `worker` selects the pool.
+    /// for Host. Extensions reach hyper (upgrades), but for [`OnInterim`]. `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
     /// have been written is never sent again. The call's place is held until the response's content ends or is
@@ -175,7 +230,7 @@ impl Upstream {
 
     /// The figures of `/cache-stats`.
     pub fn stats(&self) -> Vec<ServerStats> {
-        self.servers.iter().map(|server| server.stats()).collect()
+        self.roster.stats()
     }
 }
 
@@ -194,7 +249,9 @@ impl UpstreamConfig {
             retries,
             max_concurrent,
             max_pending,
+            resolve_interval,
             breaker,
+            health,
             tls: _,
             fingerprint,
         } = self;
@@ -208,7 +265,9 @@ impl UpstreamConfig {
             && *retries == other.retries
             && *max_concurrent == other.max_concurrent
             && *max_pending == other.max_pending
+            && *resolve_interval == other.resolve_interval
             && *breaker == other.breaker
+            && *health == other.health
             && *fingerprint == other.fingerprint
     }
 }
@@ -218,12 +277,21 @@ impl UpstreamConfig {
 pub struct ServerStats {
     /// Its URL.
     pub url: String,
-    /// `up` or `ejected`.
+    /// Its address, where the URL has a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// `up`, `ejected` (by its failures), `unhealthy` (by its checks), or `unresolved` (a name without addresses).
     pub state: &'static str,
     /// Requests sent.
     pub requests: u64,
     /// Failures.
     pub failures: u64,
+}
+
+impl ServerStats {
+    fn unresolved(url: String) -> Self {
+        Self { url, address: None, state: "unresolved", requests: 0, failures: 0 }
+    }
 }
 
 #[cfg(test)]

@@ -118,6 +118,11 @@ impl Source {
         Self { progress: Progress(upload), hint }
     }
 
+    /// Whether there is no content at all.
+    pub const fn is_empty(&self) -> bool {
+        self.progress.0.is_none()
+    }
+
     /// The view from outside.
     pub const fn progress(&self) -> &Progress {
         &self.progress

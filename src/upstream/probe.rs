@@ -28,7 +28,7 @@ pub async fn probe(config: &UpstreamConfig, within: Duration) -> Vec<Reached> {
 }
 
 async fn reach(config: &UpstreamConfig, url: &Uri) -> Reached {
-    let mut connector = server::connector(config, url, Offer::Any);
+    let mut connector = server::connector(config, url, None, Offer::Any);
     let begun = Instant::now();
     let outcome = connector.call(url.clone()).await.map(|_connection| begun.elapsed());
     Reached { url: server::named(url), outcome: outcome.map_err(|error| reason(&error)) }

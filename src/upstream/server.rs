@@ -1,17 +1,20 @@
 //! One server of an upstream: where it is, how it does, and the connections to it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use http::header::{HOST, UPGRADE};
+use http::header::{HOST, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Request, Uri};
 
+use super::checks::Checks;
 use super::connect::{self, Connector, Offer, PooledClient, Tls};
 use super::error::Failure;
 use super::health::{Admission, Change, Health};
-use super::{HostRule, ServerStats, UpstreamConfig, UpstreamError};
+use super::outgoing::OutgoingBody;
+use super::{HealthCheck, HostRule, ServerStats, UpstreamConfig, UpstreamError};
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::Event;
 
@@ -20,6 +23,8 @@ pub(super) struct Server {
     upstream: Arc<str>,
     /// As logs and figures name it.
     url: String,
+    /// Which of its name's addresses it has, where the URL has a name.
+    address: Option<SocketAddr>,
     scheme: Scheme,
     authority: Authority,
     /// What is put in front of each path; no trailing slash.
@@ -31,6 +36,11 @@ pub(super) struct Server {
     failures: AtomicU64,
     /// One for each worker.
     pools: Box<[Pools]>,
+    checks: Checks,
+    /// The connections that checks are made over, on the thread that makes them.
+    checker: PooledClient,
+    /// What makes connections that are nobody else's.
+    connector: Connector,
     telemetry: Arc<Telemetry>,
 }
 
@@ -47,11 +57,17 @@ struct Pools {
 }
 
 impl Server {
-    pub fn new(config: &UpstreamConfig, url: &Uri, workers: usize, telemetry: &Arc<Telemetry>) -> Self {
+    pub fn new(
+        config: &UpstreamConfig,
+        url: &Uri,
+        address: Option<SocketAddr>,
+        workers: usize,
+        telemetry: &Arc<Telemetry>,
+    ) -> Self {
         let scheme = url.scheme().cloned().unwrap_or(Scheme::HTTP);
         let authority = own_authority(url, &scheme);
         let host = Host::new(&config.host, &authority);
-        let (any, http1) = (connector(config, url, Offer::Any), connector(config, url, Offer::Http1));
+        let [any, http1] = [Offer::Any, Offer::Http1].map(|offer| connector(config, url, address, offer));
         let pools = (0..workers.max(1))
             .map(|_| {
                 let any = connect::client(any.clone());
@@ -62,8 +78,12 @@ impl Server {
         Self {
             upstream: Arc::clone(&config.name),
             url: named(url),
+            address,
             base_path: url.path().trim_end_matches('/').into(),
             health: Health::new(config.breaker),
+            checks: Checks::new(config.health.as_ref()),
+            checker: connect::client(any.clone()),
+            connector: any,
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -79,10 +99,25 @@ impl Server {
     pub fn stats(&self) -> ServerStats {
         ServerStats {
             url: self.url.clone(),
-            state: if self.health.is_up() { "up" } else { "ejected" },
+            address: self.address,
+            state: match (self.health.is_up(), self.is_well()) {
+                (false, _) => "ejected",
+                (true, false) => "unhealthy",
+                (true, true) => "up",
+            },
             requests: self.requests.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
         }
+    }
+
+    /// Which of its name's addresses it has.
+    pub const fn at(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// What its checks have shown.
+    pub fn is_well(&self) -> bool {
+        self.checks.is_well()
     }
 
     /// Requests in flight.
@@ -109,6 +144,38 @@ impl Server {
         // A worker that does not exist would be a mistake elsewhere; sharing a pool is safe.
         let pools = &self.pools[worker % self.pools.len()];
         if fields.contains_key(UPGRADE) { &pools.http1 } else { &pools.any }
+    }
+
+    /// A client whose first request cannot meet a connection that was used before.
+    pub fn fresh_client(&self) -> PooledClient {
+        connect::client(self.connector.clone())
+    }
+
+    /// Asks it once whether it is well.
+    pub async fn check(&self, rule: &HealthCheck) {
+        let asked = tokio::time::timeout(rule.interval, self.ask_health(&rule.path)).await;
+        let outcome = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", rule.interval)));
+        let cause = outcome.as_ref().err().cloned().unwrap_or_default();
+        let (upstream, server) = (self.upstream.to_string(), self.name());
+        match self.checks.note(outcome.is_ok()) {
+            Change::Nothing => {}
+            Change::Ejected => self.telemetry.emit(&Event::ServerUnhealthy { upstream, server, cause }),
+            Change::Restored => self.telemetry.emit(&Event::ServerHealthy { upstream, server }),
+        }
+    }
+
+    async fn ask_health(&self, path: &PathAndQuery) -> Result<(), String> {
+        let mut request = Request::new(OutgoingBody::Empty);
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("aside-health-check"));
+        let target = Uri::from(path.clone());
+        *request.uri_mut() = self.address(&target, None, request.headers_mut()).ok_or("the path makes no valid uri")?;
+        let response = self.checker.request(request).await.map_err(|error| super::error::chain(&error))?;
+        if response.status().is_success() { Ok(()) } else { Err(format!("answered {}", response.status())) }
+    }
+
+    /// As logs name it.
+    fn name(&self) -> String {
+        self.address.map_or_else(|| self.url.clone(), |address| format!("{} at {address}", self.url))
     }
 
     /// Makes the URI, and the Host where it travels as a field.
@@ -142,7 +209,7 @@ impl Server {
     }
 
     fn tell(&self, change: Change) {
-        let names = || (self.upstream.to_string(), self.url.clone());
+        let names = || (self.upstream.to_string(), self.name());
         match change {
             Change::Nothing => {}
             Change::Ejected => {
@@ -157,14 +224,18 @@ impl Server {
     }
 }
 
-/// What connects to the server at `url`.
-pub(super) fn connector(config: &UpstreamConfig, url: &Uri, offer: Offer) -> Connector {
+/// What connects to the server at `url`: to one address, or to whichever of its name's answers.
+pub(super) fn connector(config: &UpstreamConfig, url: &Uri, address: Option<SocketAddr>, offer: Offer) -> Connector {
     let scheme = url.scheme().unwrap_or(&Scheme::HTTP);
     let authority = own_authority(url, scheme);
     let host = Host::new(&config.host, &authority);
     let tls = || Tls::new(connect::offering(&config.tls, offer), host.server_name(&authority));
     let tls = (*scheme == Scheme::HTTPS).then(tls).flatten();
-    Connector::new(url.clone(), tls, config.connect_timeout)
+    let dialled = address.and_then(|address| {
+        let authority = SocketAddr::new(address.ip(), address.port()).to_string();
+        Uri::builder().scheme(scheme.clone()).authority(authority).path_and_query("/").build().ok()
+    });
+    Connector::new(dialled.unwrap_or_else(|| url.clone()), tls, config.connect_timeout)
 }
 
 /// As logs and figures name it.
@@ -284,7 +355,7 @@ impl Attempt {
         if is_blamed {
             let admission = self.verdict.admission;
             let server = self.verdict.give();
-            let (upstream, url) = (server.upstream.to_string(), server.url.clone());
+            let (upstream, url) = (server.upstream.to_string(), server.name());
             server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
             server.failures.fetch_add(1, Ordering::Relaxed);
             server.tell(server.health.failed(admission, now));

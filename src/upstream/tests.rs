@@ -36,20 +36,30 @@ pub(super) fn config(urls: &[String]) -> UpstreamConfig {
         retries: 1,
         max_concurrent: 0,
         max_pending: 0,
+        resolve_interval: Duration::from_secs(30),
         breaker: Breaker { failures: 5, open: Duration::from_secs(3600) },
+        health: None,
         tls: Arc::new(tls),
         fingerprint: 0,
     }
 }
 
-fn telemetry() -> Arc<Telemetry> {
+pub(super) fn telemetry() -> Arc<Telemetry> {
     let log = LogConfig { level: Level::Error, format: Format::Text, access: AccessLog::Off };
     Arc::new(Telemetry::new(log, Clock::System).expect("telemetry"))
 }
 
 pub(super) fn upstream(config: UpstreamConfig) -> Arc<Upstream> {
-    let upstreams = Upstreams::new(vec![config], 1, None, &telemetry());
-    Arc::clone(upstreams.find("api").expect("just made"))
+    looking_up(config, roster::system())
+}
+
+/// The same with names of the test's own. It is tended until the test's runtime ends.
+#[allow(clippy::disallowed_methods, reason = "it ends with the test")]
+pub(super) fn looking_up(config: UpstreamConfig, lookup: Lookup) -> Arc<Upstream> {
+    let upstream = Arc::new(Upstream::new(config, 1, &telemetry(), lookup, None));
+    let tended = Arc::clone(&upstream);
+    tokio::spawn(async move { tended.tend().await });
+    upstream
 }
 
 fn content(bytes: &'static str) -> RequestBody {
@@ -100,7 +110,7 @@ where
 }
 
 /// A server that writes `answer` to each first request of a connection, counts, and closes.
-async fn answering(answer: &'static str) -> (String, Arc<AtomicUsize>) {
+pub(super) async fn answering(answer: &'static str) -> (String, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let url = raw(move |mut stream, _| {
@@ -120,7 +130,7 @@ pub(super) async fn holding(answer: &'static str) -> String {
 }
 
 /// A URL where nobody listens.
-async fn refusing() -> String {
+pub(super) async fn refusing() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     format!("http://{}", listener.local_addr().expect("an address"))
 }
@@ -157,10 +167,10 @@ async fn interim_responses_reach_the_callback() {
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = Arc::clone(&seen);
     let mut request = get("/");
-    hyper::ext::on_informational(&mut request, move |response| {
-        let link = response.headers()["link"].to_str().expect("text").to_owned();
-        log.lock().unwrap().push(format!("{} {link}", response.status().as_u16()));
-    });
+    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+        let link = fields["link"].to_str().expect("text").to_owned();
+        log.lock().unwrap().push(format!("{} {link}", status.as_u16()));
+    }));
     let response = fetch(&upstream, request).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*seen.lock().unwrap(), ["103 </a.css>"]);
@@ -215,7 +225,7 @@ async fn content_that_breaks_off_ends_in_an_error() {
         let response = fetch(&upstream, get("/")).await.expect("a head");
         assert!(response.into_body().collect().await.is_err(), "{answer}");
         assert_eq!(upstream.stats()[0].failures, 1);
-        assert_eq!(upstream.servers[0].in_flight(), 0);
+        assert_eq!(upstream.roster.now()[0].in_flight(), 0);
     }
 }
 
@@ -263,7 +273,7 @@ async fn a_server_that_says_nothing_is_given_up() {
     let options = CallOptions { first_byte_timeout: Some(SOON), ..CallOptions::default() };
     let error = upstream.fetch(0, get("/"), &options).await.err();
     assert_eq!(error, Some(UpstreamError::FirstByteTimeout));
-    assert_eq!(upstream.servers[0].in_flight(), 0);
+    assert_eq!(upstream.roster.now()[0].in_flight(), 0);
 }
 
 #[tokio::test]

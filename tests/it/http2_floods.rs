@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::broken::resident_bytes;
@@ -38,7 +38,10 @@ fn origin() -> Origin {
 
 /// A connection that has begun, with `settings`.
 async fn connect(proxy: &Proxy, settings: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    // What nobody reads is soon too much.
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut stream = socket.connect(proxy.address).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, settings)).await.unwrap();
     stream
@@ -184,6 +187,40 @@ async fn a_client_that_only_asks_whether_we_are_there_is_left() {
     timeout(PATIENCE, ended).await.expect("the connection ends");
     check_clean(&proxy).await;
     assert!(proxy.stats().await["limits"]["idle_timeout"].as_u64().unwrap() >= 1);
+}
+
+#[tokio::test]
+async fn a_client_that_opens_its_window_drip_by_drip_is_left() {
+    let origin = Origin::start(|_| async { reply(200, &[("cache-control", "max-age=60")], &"x".repeat(1 << 20)) });
+    let limits = "[server.limits]\nidle_timeout = \"1s\"\nanswer_rate_min = \"1 MiB\"";
+    let proxy = Proxy::start(&format!("{limits}\n\n{}", one_route(&origin.url(), "")));
+    // SETTINGS_INITIAL_WINDOW_SIZE of nothing.
+    let (mut read, mut write) = connect(&proxy, &[0, 4, 0, 0, 0, 0]).await.into_split();
+    write.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, 1, GET_A)).await.unwrap();
+    let dripping = async {
+        while write.write_all(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 2, 0])).await.is_ok() {
+            // This is the client's slowness itself.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let reading = async {
+        let (mut content, mut total) = (vec![0; 64 << 10], 0);
+        while let Ok(length @ 1..) = read.read(&mut content).await {
+            total += length;
+        }
+        total
+    };
+    let ended = async {
+        tokio::select! {
+            () = dripping => 0,
+            total = reading => total,
+        }
+    };
+    let total = timeout(PATIENCE, ended).await.expect("the connection ends");
+    assert!(total > 1000, "some of it came: {total} bytes");
+    assert_eq!(proxy.stats().await["limits"]["answer_rate_min"], 1);
+    assert_eq!(get(&h2c_client(), &proxy.url("/a")).await.body.len(), 1 << 20);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -249,6 +249,36 @@ async fn a_client_that_drips_through_its_answer_is_left_and_others_are_served() 
         }
     };
     timeout(PATIENCE, ended).await.expect("the connection ends");
+}
+
+#[tokio::test]
+async fn large_hits_that_slow_clients_hold_take_so_much_memory_and_no_more() {
+    const BYTES: usize = 6 << 20;
+    let origin = Origin::start(|_| async { reply(200, &[FRESH], &"x".repeat(BYTES)) });
+    let redis = Redis::start();
+    let toml = one_route_with_redis(&origin.url(), &redis.url(), "");
+    let proxy = Proxy::start(&format!("[memory]\nmax_serving = \"8 MiB\"\n\n{toml}"));
+    let (client, url) = (client(), proxy.url("/a"));
+    assert_eq!(get(&client, &url).await.body.len(), BYTES);
+    let written = async {
+        while proxy.stats().await["redis"]["pending_writes"] != 0 || redis.records().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, written).await.expect("it is written");
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut slow = socket.connect(proxy.address).await.unwrap();
+    let request = format!("GET /a HTTP/1.1\r\nhost: {}\r\n\r\n", proxy.address);
+    slow.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(slow.read_u8().await.unwrap(), b'H');
+    let answer = get(&client, &url).await;
+    assert_eq!(answer.cache_status, "aside; fwd=miss; fwd-status=200; stored; detail=serving-limit");
+    assert_eq!((answer.body.len(), origin.count("/a")), (BYTES, 2));
+    assert_eq!(met(&proxy, "max_serving").await, 1);
+    drop(slow);
+    let room_again = async { while !get(&client, &url).await.cache_status.starts_with("aside; hit") {} };
+    timeout(PATIENCE, room_again).await.expect("its room is given back");
 }
 
 /// An upstream that answers nothing until it is told to.
@@ -575,7 +605,7 @@ async fn without_file_descriptors_accepting_waits_and_goes_on() {
     // On the connection that it has, it serves on.
     let stats =
         async || -> serde_json::Value { serde_json::from_str(&get(&client, &url("/cache-stats")).await.body).unwrap() };
-    let before = proxy.processor_seconds();
+    let (before, begun) = (proxy.processor_seconds(), Instant::now());
     let waiting = async {
         while stats().await["limits"]["descriptors"].as_u64().unwrap() < 3 {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -584,6 +614,8 @@ async fn without_file_descriptors_accepting_waits_and_goes_on() {
     timeout(PATIENCE, waiting).await.expect("it pauses more than once");
     let spent = proxy.processor_seconds() - before;
     assert!(spent < 0.5, "{spent} s of processor time while nothing can be accepted");
+    let (pauses, elapsed) = (stats().await["limits"]["descriptors"].as_f64().unwrap(), begun.elapsed().as_secs_f64());
+    assert!(pauses < 10.0 + elapsed * 20.0, "{pauses} in {elapsed} s is no pause");
     assert_eq!(get(&client, &url("/a")).await.cache_status.split("; ttl").next(), Some("aside; hit"));
     drop(held);
     let fresh = crate::world::client();

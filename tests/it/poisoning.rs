@@ -484,6 +484,27 @@ async fn with_a_list_of_fields_no_other_reaches_the_upstream() {
             assert!(stage.clean(get(&path, "")).await.is_hit(), "{line}");
         }
     }
+    // What is not sent selects nothing.
+    let varying = |seen: Seen| reply(200, &[("vary", "user-agent, x-evil")], &told(&seen));
+    let stage = Stage::before(&format!("{TTL}forward_headers = []"), varying);
+    stage.attack(get("/", "user-agent: evil\r\nx-evil: 1\r\n")).await;
+    assert!(stage.clean(get("/", "user-agent: good\r\n")).await.is_hit());
+}
+
+#[tokio::test]
+async fn what_a_route_takes_out_of_vary_stays_out_when_it_is_validated() {
+    let validating = |seen: Seen| {
+        let fields = [("vary", "user-agent"), ("etag", "\"a\""), ("cache-control", "max-age=60")];
+        let status = if value(&seen, "if-none-match").is_empty() { 200 } else { 304 };
+        reply(status, &fields, if status == 200 { "page" } else { "" })
+    };
+    let stage = Stage::before("vary = { ignore = [\"user-agent\"] }", validating);
+    stage.attack(get("/", "user-agent: evil\r\n")).await;
+    assert!(stage.clean(get("/", "user-agent: good\r\n")).await.is_hit());
+    stage.cached.clock.advance(Duration::from_secs(61));
+    stage.attack(get("/", "user-agent: evil\r\n")).await;
+    assert!(stage.clean(get("/", "user-agent: good\r\n")).await.is_hit());
+    assert_eq!(stage.cached.stats().await["memory"]["objects"], 1);
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ pub trait Record {
     /// Records a purge with a number above `floor`, and tells everybody. Makes the string where there is none, and does
     /// nothing more where there is no position.
     fn purge(&self, floor: u64, positions: &[Position]) -> impl Future<Output = Result<Head, Self::Error>> + Send;
+    /// Makes the string anew where it has this epoch.
+    fn replace(&self, epoch: Epoch) -> impl Future<Output = Result<Head, Self::Error>> + Send;
 }
 
 /// The string's header.
@@ -152,12 +154,26 @@ pub struct Mirror {
     to_be_told: VecDeque<u64>,
     /// The last that this process recorded.
     written: Option<Head>,
+    /// Epochs that were followed once, the last of them. Should Redis come back with one, from a snapshot, it has lost
+    /// every purge since, and nobody can tell which: a new one is made.
+    left: VecDeque<Epoch>,
 }
+
+/// How many epochs are remembered; each was a flushed or emptied Redis.
+const LEFT_MAX: usize = 64;
 
 impl Mirror {
     /// Nothing followed yet.
     pub const fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, epoch: None, joined: false, at: 0, to_be_told: VecDeque::new(), written: None }
+        Self {
+            ledger,
+            epoch: None,
+            joined: false,
+            at: 0,
+            to_be_told: VecDeque::new(),
+            written: None,
+            left: VecDeque::new(),
+        }
     }
 
     /// Whether it has read the ledger in Redis once.
@@ -207,6 +223,10 @@ impl Mirror {
                 record.purge(self.ledger.highest(), &[]).await?;
                 continue;
             };
+            if self.left.contains(&header.epoch) {
+                record.replace(header.epoch).await?;
+                continue;
+            }
             if self.compare(Some(&header)) == Standing::Level {
                 return Ok(true);
             }
@@ -233,7 +253,10 @@ impl Mirror {
         if self.joined {
             self.ledger.change_epoch(epoch);
         }
-        self.epoch = Some(epoch);
+        if let Some(left) = self.epoch.replace(epoch) {
+            self.left.push_back(left);
+            self.left.drain(..self.left.len().saturating_sub(LEFT_MAX));
+        }
         self.at = 0;
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use super::breaker::Breaker;
 use super::errors::{force_reconnection, knows_no_sentinel};
 use super::server::server;
-use super::writes::Queue;
+use super::writes::{Queue, bulk_timeout};
 use super::{RedisConfig, RedisTier};
 
 /// The bound on a lane's commands in flight: fred's own bound wedges the client once it is reached.
@@ -231,6 +231,14 @@ pub(super) fn builder(config: &RedisConfig) -> Result<Builder, Error> {
         ..ConnectionConfig::default()
     });
     Ok(builder)
+}
+
+/// Builds clients for bodies that are strings of their own: an answer that is still coming is no silence.
+pub(super) fn of_large(builder: &Builder, config: &RedisConfig) -> Builder {
+    let mut builder = builder.clone();
+    let longest = bulk_timeout(config.max_object);
+    builder.with_connection_config(|connection| connection.unresponsive.max_timeout = Some(longest));
+    builder
 }
 
 fn tcp() -> TcpConfig {

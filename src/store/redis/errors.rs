@@ -18,6 +18,9 @@ use crate::telemetry::events::Event;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often one kind of event is told.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// What an error begins with where the server as a whole does not do what it is told: a replica, data being loaded, no
+/// primary, slots unserved, a snapshot that fails, too few replicas, a script that does not end.
+const REFUSALS: [&str; 7] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "BUSY"];
 /// The bound on a forced reconnection.
 const RECONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,7 @@ pub(super) struct Reports {
     /// Failures in a row over all lanes.
     failures: AtomicU32,
     error_told: Pace,
+    denial_told: Pace,
     refusal_told: Pace,
     corrupt_told: Pace,
     reconnection: Pace,
@@ -73,7 +77,7 @@ impl Trouble {
             ErrorKind::Timeout => Self::Timeout,
             ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Tls | ErrorKind::Protocol => Self::Connection,
             _ if starts(&["OOM"]) => Self::OutOfMemory,
-            _ if starts(&["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MISCONF"]) => Self::Refusing,
+            _ if starts(&REFUSALS) => Self::Refusing,
             _ if starts(&["WRONGTYPE"]) => Self::WrongType,
             _ => Self::Other,
         }
@@ -182,6 +186,13 @@ pub(super) fn knows_no_sentinel(error: &Error) -> bool {
     *error.kind() == ErrorKind::Sentinel && error.details().starts_with("Failed to connect to all sentinel")
 }
 
+/// Whether credentials, rights or certificates are not as they should be.
+fn needs_operator(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Tls)
+        || error.details().starts_with("NOPERM")
+        || error.details().contains("InvalidCertificate")
+}
+
 impl Reports {
     pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
         Self {
@@ -195,6 +206,7 @@ impl Reports {
             corrupt: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             error_told: Pace::default(),
+            denial_told: Pace::default(),
             refusal_told: Pace::default(),
             corrupt_told: Pace::default(),
             reconnection: Pace::default(),
@@ -241,12 +253,18 @@ impl Reports {
     /// An error that is not a timeout.
     pub(super) fn error(&self, error: &Error) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        self.tell(&error.to_string());
+        // What only an operator can mend is not hidden by what came with it.
+        let pace = if needs_operator(error) { &self.denial_told } else { &self.error_told };
+        self.tell_at(pace, &error.to_string());
     }
 
     /// Something an operator should know.
     pub(super) fn tell(&self, reason: &str) {
-        if self.pace(&self.error_told, TOLD_EVERY) {
+        self.tell_at(&self.error_told, reason);
+    }
+
+    fn tell_at(&self, pace: &Pace, reason: &str) {
+        if self.pace(pace, TOLD_EVERY) {
             self.telemetry.emit(&Event::RedisError { reason: reason.to_owned() });
         }
     }
@@ -310,6 +328,8 @@ mod tests {
         check(ErrorKind::Cluster, "CLUSTERDOWN Hash slot not served", Trouble::Refusing);
         check(ErrorKind::Unknown, "MASTERDOWN Link with MASTER is down", Trouble::Refusing);
         check(ErrorKind::Unknown, "MISCONF Redis is configured to save RDB snapshots", Trouble::Refusing);
+        check(ErrorKind::Unknown, "NOREPLICAS Not enough good replicas to write.", Trouble::Refusing);
+        check(ErrorKind::Unknown, "BUSY Redis is busy running a script.", Trouble::Refusing);
         check(ErrorKind::InvalidArgument, "WRONGTYPE Operation against a key", Trouble::WrongType);
         check(ErrorKind::Auth, "NOPERM this user has no permissions", Trouble::Other);
         check(ErrorKind::Unknown, "ERR unknown command", Trouble::Other);

@@ -120,7 +120,11 @@ impl Follower {
         while let Some(subscription) = &mut self.subscription {
             match tokio::time::timeout_at(until, subscription.next()).await {
                 Ok(News::Published(published)) => drop(self.hear(&published)),
-                Ok(News::Interrupted) | Err(_) => break,
+                Ok(News::Interrupted) => {
+                    self.subscription = None;
+                    return Ok(false);
+                }
+                Err(_) => break,
             }
             if self.mirror.compare(header) == Standing::Level {
                 return Ok(true);
@@ -188,7 +192,8 @@ impl Follower {
                 Ok(published) => drop(self.hear(&published)),
                 // The look that follows finds what the ledger missed.
                 Err(TryRecvError::Lagged(_)) => self.tier.wakes.all_unsure(),
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Closed) => self.subscription = None,
             }
         }
     }
@@ -282,10 +287,17 @@ impl InRedis {
         outcome
     }
 
-    async fn call(&self, floor: u64, new: Bytes, positions: Bytes) -> Result<Bytes, Error> {
+    async fn call(&self, floor: u64, positions: Bytes, replaced: Bytes) -> Result<Head, Error> {
         let ledger = self.tier.ledger_name();
-        let arguments = vec![ledger.as_str().into(), floor.to_string().into(), new.into(), positions.into()];
-        self.purge.run(&self.client(WRITE_TIMEOUT)?, &ledger, arguments).await
+        let new = Header { epoch: Epoch(fastrand::u64(1..)), number: 0, slots: self.tier.ledger.slots() };
+        let (floor, new) = (floor.to_string().into(), Bytes::copy_from_slice(&new.bytes()).into());
+        let arguments = vec![ledger.as_str().into(), floor, new, positions.into(), replaced.into()];
+        let outcome = match self.client(WRITE_TIMEOUT) {
+            Ok(client) => self.purge.run::<Bytes>(&client, &ledger, arguments).await,
+            Err(error) => Err(error),
+        };
+        let head = self.note(outcome)?;
+        Head::read(&head).ok_or_else(|| Error::new(ErrorKind::Parse, "expected a purge's numbers"))
     }
 
     fn of_this_size(&self, header: Header) -> Result<Header, Error> {
@@ -332,10 +344,11 @@ impl Record for InRedis {
     }
 
     async fn purge(&self, floor: u64, positions: &[Position]) -> Result<Head, Error> {
-        let new = Header { epoch: Epoch(fastrand::u64(1..)), number: 0, slots: self.tier.ledger.slots() };
         let positions = positions.iter().flat_map(|position| position.to_le_bytes()).collect();
-        let outcome = self.call(floor, Bytes::copy_from_slice(&new.bytes()), positions).await;
-        let head = self.note(outcome)?;
-        Head::read(&head).ok_or_else(|| Error::new(ErrorKind::Parse, "expected a purge's numbers"))
+        self.call(floor, positions, Bytes::new()).await
+    }
+
+    async fn replace(&self, epoch: Epoch) -> Result<Head, Error> {
+        self.call(0, Bytes::new(), Bytes::copy_from_slice(&epoch.0.to_le_bytes())).await
     }
 }

@@ -138,7 +138,11 @@ impl RedisTier {
             Err(error) => return self.reports.down(error.details()),
         };
         if worker.0 == self.control() {
-            self.tasks.spawn(client::supervise(Arc::clone(self), self.bulk(), builder.clone()));
+            self.tasks.spawn(client::supervise(
+                Arc::clone(self),
+                self.bulk(),
+                client::of_large(&builder, &self.config),
+            ));
             self.tasks.spawn(follow::follow(Arc::clone(self)));
         } else {
             self.tasks.spawn(writes::work_off(Arc::clone(self), worker.0));

@@ -167,6 +167,47 @@ async fn what_a_restored_snapshot_has_forgotten_is_purged_again() {
 }
 
 #[tokio::test]
+async fn a_snapshot_from_before_a_flush_brings_nothing_back() {
+    let (directory, a) = (tempfile::tempdir().unwrap(), ask("/a", &[]));
+    let arguments = ["--dir", directory.path().to_str().unwrap(), "--dbfilename", "snapshot.rdb"];
+    let server = Server::start(&arguments);
+    let [one, other] = two(&server, &a).await;
+    assert!(server.command("SAVE").unwrap().starts_with("+OK"));
+    server.command("FLUSHALL");
+    until("the poll", || is_purged(&one, &a) && is_purged(&other, &a)).await;
+    purge_url(&one, &a, SOON).await;
+    let port = server.port;
+    server.signal("KILL");
+    drop(server);
+    std::fs::metadata(directory.path().join("snapshot.rdb")).unwrap();
+    let server = Server::start_on(port, &arguments);
+    assert_eq!(server.keys().len(), 1, "the response of before is back in redis");
+    for world in [&one, &other] {
+        until("following", || stats(world).ledger == "synced").await;
+        assert!(matches!(world.get(&a).await, Lookup::Missing(_)));
+    }
+    let third = connected(&server, 8 << 20).await;
+    assert!(matches!(third.get(&a).await, Lookup::Missing(_)));
+}
+
+#[tokio::test]
+async fn a_subscription_that_ends_while_a_message_is_waited_for_is_made_again() {
+    let server = Server::start(&[]);
+    let world = connected(&server, 8 << 20).await;
+    let subscribed = || server.command("PUBSUB NUMSUB t:ledger").unwrap().ends_with(":1\r\n");
+    until("a subscription", subscribed).await;
+    for round in 0..20 {
+        // A number without a message: who has subscribed again looks, finds it, and waits for the message, when the
+        // connection ends once more.
+        let number = (1_u64 << 52) + round;
+        server.command(&format!("EVAL \"redis.call('setrange','t:ledger',16,struct.pack('<I8',{number}))\" 0"));
+        server.command("CLIENT KILL TYPE pubsub");
+        until("a subscription", subscribed).await;
+    }
+    until("following", || stats(&world).ledger == "synced").await;
+}
+
+#[tokio::test]
 async fn a_full_redis_records_purges_and_a_forgotten_script_is_sent_again() {
     let (server, a) = (Server::start(&["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]), ask("/a", &[]));
     let world = connected(&server, 8 << 20).await;

@@ -1,4 +1,4 @@
-//! A private authority with a server's certificate and a client's, in files.
+//! A private authority with certificates of a server, one of them expired, and of a client, in files.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -19,11 +19,14 @@ impl Certificates {
         own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         write("ca.pem", own.self_signed(&own_key).expect("a certificate").pem());
         let issuer = Issuer::new(own, own_key);
-        for (kind, names) in [("server", names), ("client", &["client"])] {
+        for (kind, names) in [("server", names), ("expired", names), ("client", &["client"])] {
             let key = KeyPair::generate().expect("a key");
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let mut certificate = CertificateParams::new(names).expect("names");
             certificate.distinguished_name.push(DnType::CommonName, kind);
+            if kind == "expired" {
+                certificate.not_after = rcgen::date_time_ymd(2020, 1, 1);
+            }
             write(&format!("{kind}.pem"), certificate.signed_by(&key, &issuer).expect("a certificate").pem());
             write(&format!("{kind}.key"), key.serialize_pem());
         }
@@ -46,7 +49,7 @@ impl Certificates {
         format!("ca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"")
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 }

@@ -14,6 +14,8 @@ pub struct Proxy {
     pub running: Running,
     pub clock: Clock,
     pub address: SocketAddr,
+    /// Asks for its figures.
+    client: reqwest::Client,
     /// Takes the access log, which would else go to the tests' output.
     lines: Mutex<Receiver<String>>,
 }
@@ -48,7 +50,7 @@ impl Proxy {
         config.log.access = AccessLog::Lines(sender);
         let running = start(config, path, clock.clone()).expect("the proxy starts");
         let address = running.listen[0];
-        Self { running, clock, address, lines: Mutex::new(lines) }
+        Self { running, clock, address, client: super::client(), lines: Mutex::new(lines) }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -57,7 +59,7 @@ impl Proxy {
 
     /// Its `/cache-stats`.
     pub async fn stats(&self) -> serde_json::Value {
-        let text = super::get(&super::client(), &self.url("/cache-stats")).await.body;
+        let text = super::get(&self.client, &self.url("/cache-stats")).await.body;
         serde_json::from_str(&text).expect("JSON")
     }
 

@@ -158,6 +158,29 @@ impl Redis {
         answer
     }
 
+    /// Holds these bytes under a key, for a minute.
+    pub fn set(&self, key: &str, value: &[u8]) {
+        let mut stream = self.connection().expect("a connection");
+        let mut command = b"*5\r\n".to_vec();
+        for part in [b"SET", key.as_bytes(), value, b"EX", b"60"] {
+            command.extend_from_slice(&[format!("${}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
+        }
+        stream.write_all(&command).expect("it is sent");
+        assert_eq!(reply(&mut BufReader::new(stream)).as_deref(), Some("OK"));
+    }
+
+    /// The bytes under a key.
+    pub fn value(&self, key: &str) -> Vec<u8> {
+        let mut stream = BufReader::new(self.connection().expect("a connection"));
+        stream.get_mut().write_all(format!("GET {key}\r\n").as_bytes()).expect("it is sent");
+        let mut length = String::new();
+        stream.read_line(&mut length).expect("an answer");
+        let length = length.trim_start_matches('$').trim().parse().expect("the key holds a string");
+        let mut value = vec![0; length];
+        stream.read_exact(&mut value).expect("all of it");
+        value
+    }
+
     /// Whether its `INFO` has the line.
     pub fn reports(&self, line: &str) -> bool {
         self.ask("INFO").is_some_and(|info| info.lines().any(|it| it == line))

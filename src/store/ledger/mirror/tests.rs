@@ -85,6 +85,11 @@ impl Record for &Redis {
     async fn purge(&self, floor: u64, positions: &[Position]) -> Result<Head, Infallible> {
         Ok(self.record(floor, positions))
     }
+
+    async fn replace(&self, epoch: Epoch) -> Result<Head, Infallible> {
+        self.held.lock().unwrap().header.take_if(|header| header.epoch == epoch);
+        Ok(self.record(0, &[]))
+    }
 }
 
 struct Process {
@@ -222,15 +227,20 @@ impl World {
         self.redis.under_way[to].lock().unwrap().pop_front();
     }
 
-    /// A failover to a replica that lacks the last writes, or a restart from an old snapshot.
+    /// A failover to a replica that lacks the last writes, or a restart from an old snapshot. What was flushed comes back
+    /// with it, if nobody has seen that it was gone.
     fn fall_back(&mut self) {
+        let back = self.snapshot.header.map(|header| header.epoch);
+        if back.is_some_and(|back| self.processes.iter().all(|process| !process.mirror.left.contains(&back))) {
+            let of_it = |response: &&mut Response| Some(response.provenance.epoch) == back;
+            self.responses.iter_mut().filter(of_it).for_each(|response| response.flushed = false);
+        }
         *self.redis.held.lock().unwrap() = self.snapshot.clone();
         self.has_fallen_back = true;
     }
 
     fn flush_all(&mut self) {
         *self.redis.held.lock().unwrap() = Held::default();
-        self.snapshot = Held::default();
         self.responses.iter_mut().for_each(|response| response.flushed = true);
     }
 

@@ -1,0 +1,68 @@
+//! Interim responses (1xx): told to who wants them, and counted, for no server needs many.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::{HeaderMap, Request, StatusCode};
+use tokio::sync::Notify;
+
+/// More of them before one response are an attack.
+const INTERIM_MAX: usize = 16;
+
+type Listener = dyn Fn(StatusCode, &HeaderMap) + Send + Sync;
+
+/// Among a request's extensions: is told each interim response to it.
+#[derive(Clone)]
+pub struct OnInterim(Arc<Listener>);
+
+impl OnInterim {
+    /// Told on the connection's task, so it must not wait.
+    pub fn new(listener: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(listener))
+    }
+}
+
+impl fmt::Debug for OnInterim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnInterim")
+    }
+}
+
+/// The interim responses to one attempt.
+#[derive(Debug, Default)]
+pub(super) struct Interims {
+    count: AtomicUsize,
+    exceeded: Notify,
+}
+
+impl Interims {
+    /// Counts those to `request`, and tells its listener of as many as are allowed.
+    pub fn of<B>(request: &mut Request<B>) -> Arc<Self> {
+        let interims = Arc::new(Self::default());
+        let listener = request.extensions_mut().remove::<OnInterim>();
+        let counted = Arc::clone(&interims);
+        hyper::ext::on_informational(request, move |response| {
+            if !counted.admit() {
+                counted.exceeded.notify_one();
+            } else if let Some(OnInterim(listener)) = &listener {
+                listener(response.status(), response.headers());
+            }
+        });
+        interims
+    }
+
+    fn admit(&self) -> bool {
+        self.count.fetch_add(1, Ordering::Relaxed) < INTERIM_MAX
+    }
+
+    /// Whether there were more than are allowed.
+    pub fn are_too_many(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > INTERIM_MAX
+    }
+
+    /// Waits until there are.
+    pub async fn exceeded(&self) {
+        self.exceeded.notified().await;
+    }
+}
