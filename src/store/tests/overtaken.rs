@@ -15,7 +15,7 @@ async fn what_is_put_while_redis_answers_is_not_replaced_by_what_it_held() {
     flush(&one).await;
     let mut lookup = std::pin::pin!(other.get(&ask));
     assert!(lookup.as_mut().now_or_never().is_none());
-    until("redis to answer", || server.command("INFO commandstats").unwrap().contains("cmdstat_get:")).await;
+    until("redis to answer", || server.command("INFO commandstats").unwrap().contains("cmdstat_getrange:")).await;
     other.put(&ask, other.response(&["accept-language"], "after"));
     flush(&other).await;
     assert_eq!(outcome(&lookup.await), Ok(("before", Tier::Redis, false)));
