@@ -9,8 +9,6 @@ use crate::world::load::{until, until_up};
 use crate::world::relay::Relay;
 use crate::world::{Cluster, Got, Origin, Proxy, Redis, Sentinels, client, get, reply};
 
-/// How long after its acknowledgement a purge must be obeyed by every proxy.
-const OBEYED_WITHIN: Duration = Duration::from_millis(100);
 
 struct Fleet {
     proxies: Vec<Proxy>,
@@ -106,8 +104,8 @@ async fn what_one_proxy_is_told_to_purge_none_serves() {
     .into_iter()
     .enumerate()
     {
-        fleet.purged(nth, order).await;
-        tokio::time::sleep(OBEYED_WITHIN).await;
+        let number = fleet.purged(nth, order).await;
+        fleet.until_obeyed(number).await;
         // Each proxy's own copies, and Redis': the first to miss fetches, the others find that or fetch too.
         for path in paths(nth) {
             let before = origin.count(&path);
@@ -122,8 +120,8 @@ async fn what_one_proxy_is_told_to_purge_none_serves() {
             }
         }
     }
-    fleet.purged(0, json!({ "all": true })).await;
-    tokio::time::sleep(OBEYED_WITHIN).await;
+    let number = fleet.purged(0, json!({ "all": true })).await;
+    fleet.until_obeyed(number).await;
     for path in (3..10).flat_map(paths) {
         assert!(!fleet.hits(2, &path).await, "{path} was purged");
     }
@@ -137,8 +135,8 @@ async fn a_fleet_on_a_cluster_obeys_too() {
         let (purged, other) = (format!("/a{nth}/1"), format!("/b{nth}/1"));
         fleet.hold(&purged).await;
         fleet.hold(&other).await;
-        fleet.purged(nth % 3, json!({ "tags": [format!("tag:a{nth}")] })).await;
-        tokio::time::sleep(OBEYED_WITHIN).await;
+        let number = fleet.purged(nth % 3, json!({ "tags": [format!("tag:a{nth}")] })).await;
+        fleet.until_obeyed(number).await;
         for proxy in 0..3 {
             assert!(fleet.get(proxy, &purged).await.body != format!("{purged} 0"));
             assert!(fleet.hits(proxy, &other).await);
@@ -220,7 +218,8 @@ async fn a_purge_that_redis_cannot_record_is_said_so_and_made_up_for() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     println!("in sync {:?} after redis went on", begun.elapsed());
-    tokio::time::sleep(OBEYED_WITHIN).await;
+    let number = fleet.proxies[1].stats().await["purge"]["last"].as_u64().expect("a number");
+    fleet.until_obeyed(number).await;
     let stale = fleet.get(2, "/a/1").await;
     assert!(stale.body != before.body, "{stale:?}");
 }
