@@ -49,9 +49,10 @@ fn number(variable: &str) -> Option<u64> {
 
 fn known_seeds(name: &str) -> impl Iterator<Item = u64> {
     let lines = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_once(' ')).filter(move |(of, _)| *of == name).map(|(_, seed)| {
-        seed.split(' ').next().expect("a word").parse().expect("a seed")
-    })
+    lines
+        .filter_map(|line| line.split_once(' '))
+        .filter(move |(of, _)| *of == name)
+        .map(|(_, seed)| seed.split(' ').next().expect("a word").parse().expect("a seed"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

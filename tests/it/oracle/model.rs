@@ -416,7 +416,9 @@ pub struct Known<'s> {
 impl Known<'_> {
     /// The version that is current, where nothing has changed it since.
     pub fn latest(&self, page: Page, variant: &str, identity: &str) -> Option<u64> {
-        let is_of = |it: &&Exchange| it.page == page && (it.variant == variant && it.identity == identity || it.method == "PUT");
+        let is_of = |it: &&Exchange| {
+            it.page == page && (it.variant == variant && it.identity == identity || it.method == "PUT")
+        };
         let last = self.state.exchanges.iter().rev().filter(is_of).find(|it| {
             it.method == "PUT" || it.confirms != NO_VERSION && self.state.versions[it.confirms as usize].status == 200
         })?;
@@ -564,10 +566,13 @@ impl State {
                 let near: Vec<_> = self
                     .exchanges
                     .iter()
-                    .filter(|it| it.page == ask.page && it.arrived + 100 > earlier.arrived && it.arrived <= later.arrived)
+                    .filter(|it| {
+                        it.page == ask.page && it.arrived + 100 > earlier.arrived && it.arrived <= later.arrived
+                    })
                     .map(|it| format!("{it:?}\n   by {:?}\n", self.asks.get(&it.ask)))
                     .collect();
-                found.push(format!("a needless fetch\n  {ask:?}\n  {earlier:?}\n  {later:?}\n near {}", near.join(" ")));
+                found
+                    .push(format!("a needless fetch\n  {ask:?}\n  {earlier:?}\n  {later:?}\n near {}", near.join(" ")));
             }
         }
         found

@@ -170,7 +170,11 @@ impl Draft {
             process: asked.field("x-process").parse().expect("the process' number"),
             page,
             variant: if page.varies() { asked.field("accept-language").to_owned() } else { String::new() },
-            identity: format!("{}/{}", asked.field("authorization"), asked.field("cookie").trim_start_matches("session=")),
+            identity: format!(
+                "{}/{}",
+                asked.field("authorization"),
+                asked.field("cookie").trim_start_matches("session=")
+            ),
             method: asked.method.clone(),
             status: 200,
             reuse: if is_personal { Reuse::Never } else { reuse },
@@ -287,8 +291,7 @@ fn control(section: Section, rng: &mut Rng) -> (String, Reuse) {
     };
     if section == Section::Ttl {
         let windows = if_error(None);
-        let reuse =
-            Reuse::For { sure: secs(10), longest: secs(20), while_revalidating: secs(5), if_error: windows };
+        let reuse = Reuse::For { sure: secs(10), longest: secs(20), while_revalidating: secs(5), if_error: windows };
         return (String::new(), reuse);
     }
     if section == Section::User {
