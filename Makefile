@@ -1,11 +1,13 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build test lint conformance soak image demo redis-server clean
+.PHONY: build test lint conformance soak fuzz image demo redis-server clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
 IMAGE ?= aside
+FUZZ_TARGETS ?= cache_control configuration head range record target vary
+FUZZ_SECONDS ?= 60
 
 build:
 	cargo build --release --locked
@@ -37,6 +39,14 @@ $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CO
 soak: build redis-server
 	SOAK_ASIDE=$(CURDIR)/target/release/aside \
 		cargo test --locked --test it soak:: -- --ignored --nocapture
+
+# Each fuzz target for FUZZ_SECONDS, from its seeds and what failed once; needs nightly Rust and cargo-fuzz.
+fuzz:
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target fuzz/regressions/$$target; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target fuzz/regressions/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
+	done
 
 image:
 	docker build --tag $(IMAGE) .

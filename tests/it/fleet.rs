@@ -9,7 +9,6 @@ use crate::world::load::{until, until_up};
 use crate::world::relay::Relay;
 use crate::world::{Cluster, Got, Origin, Proxy, Redis, Sentinels, client, get, reply};
 
-
 struct Fleet {
     proxies: Vec<Proxy>,
     client: reqwest::Client,

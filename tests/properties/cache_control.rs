@@ -6,15 +6,6 @@ use aside::fields::cache_control::{CacheControl, Qualified};
 use aside::fields::targeted::targeted;
 use http::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue};
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"max-age=60, s-maxage=10, public\nno-store",
-    b"no-cache=\"set-cookie, x-a\", private=\"x\", must-revalidate",
-    b"Max-Age=\"7\", max-age=8\nmax-age=abc\nstale-while-revalidate=9, stale-if-error",
-    b"max-stale, min-fresh=10, only-if-cached, max-stale=5",
-    b"no-cache , , x=\"a\\\"b,no-store\",private\nproxy-revalidate;no-transform immutable must-understand",
-];
-
 const DELTA_MAX: Duration = Duration::from_secs(1 << 31);
 
 /// Each line of the input is a field line.

@@ -14,17 +14,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n",
-    b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n01234GET / HTTP/1.1\r\n\r\n",
-    b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\na: b\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-    b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-    b"\r\n\r\nPUT /a HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length:\t2 \r\n\r\nabGET / HTTP/1.1\nhost: a\n\n",
-    b"HEAD * HTTP/1.1\r\nContent-Length: 0\r\nExpect: 100-continue\r\n\r\nGET /\r\n\r\n",
-    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: b\n\r\nGET / HTTP/1.1\r\n\r\n\r\n",
-];
-
 /// Bytes of a connection.
 pub fn check(data: &[u8]) {
     let (heads, ambiguous) = read(data, data.len());

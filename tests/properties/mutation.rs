@@ -8,16 +8,16 @@ const LENGTH_MAX: usize = 4096;
 /// Makes inputs, the same from the same seed.
 pub struct Mutation<'s> {
     rng: Rng,
-    seeds: &'s [&'s [u8]],
+    seeds: &'s [Vec<u8>],
 }
 
 impl<'s> Mutation<'s> {
-    pub fn new(seed: u64, seeds: &'s [&'s [u8]]) -> Self {
+    pub fn new(seed: u64, seeds: &'s [Vec<u8>]) -> Self {
         Self { rng: Rng::with_seed(seed), seeds }
     }
 
     /// One more.
-    pub fn next(&mut self) -> Vec<u8> {
+    pub fn input(&mut self) -> Vec<u8> {
         let mut input = self.seed().to_vec();
         for _ in 0..self.rng.usize(1..6) {
             self.change(&mut input);
@@ -27,7 +27,7 @@ impl<'s> Mutation<'s> {
     }
 
     fn seed(&mut self) -> &'s [u8] {
-        self.seeds[self.rng.usize(0..self.seeds.len())]
+        &self.seeds[self.rng.usize(0..self.seeds.len())]
     }
 
     fn change(&mut self, input: &mut Vec<u8>) {

@@ -12,17 +12,6 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, Request, StatusCode};
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"\x0abytes=0-4",
-    b"\x40bytes=5-,-3, 7-9",
-    b"\xffbytes=-0",
-    b"\x01bytes=0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0,0-0",
-    b"\x00bytes=18446744073709551615-18446744073709551615",
-    b"\x07bytes 0-4/10",
-    b"\x07bytes 3-9/*",
-];
-
 /// The first byte is a length, the rest a field value.
 pub fn check(data: &[u8]) {
     let Some((length, value)) = data.split_first() else { return };

@@ -14,15 +14,6 @@ use aside::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredR
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"",
-    b"\xc0\x03\x01checksum\xc8\0",
-    b"\x01\x07\x02\x03content-type\x04text/plain and a body that is longer than a kilobyte",
-    b"\x02some input of any length, out of which numbers, names and texts are taken one after the other \xff\xff\xff\xff\xff",
-    b"\x03accept-encoding\0accept-language\0",
-];
-
 /// No body in a test is longer.
 const BODY_MAX: u64 = 1 << 20;
 const HEAD: usize = 3;

@@ -4,16 +4,6 @@ use aside::key::{BodyRule, KeyRules, QueryRule, TRACKING, Tag};
 use aside::target::{Authority, Scheme, Target};
 use http::{HeaderMap, Method, Uri};
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"a.example:80\n/a/./b/../c?z=1&a=2&&utm_source=x",
-    b"EXAMPLE.com.:8080\n/%2e%2E/%7euser/%2f%5c..;x/a%00?a=%61&%61=b&a",
-    b"[::1]:443\n//a///b/..//.?",
-    b"a\n/\xc3\xbc %20?q=\xc3\xbc&x",
-    b"a-b_c.d\n/a%2F..%2Fb?%zz=1",
-    b"127.0.0.1\n/..%c0%af../.hidden/...?&=&a==b",
-];
-
 /// The first line is a Host, the rest a request target in origin form.
 pub fn check(data: &[u8]) {
     let at = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());

@@ -9,15 +9,6 @@ use http::header::{
     IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, VARY,
 };
 
-#[allow(dead_code, reason = "the fuzzer has seeds of its own")]
-pub const SEEDS: &[&[u8]] = &[
-    b"Accept-Encoding, accept-language\nAccept\n*\nx y",
-    b"gzip;q=0.5, br, x-gzip, *;q=0, identity\n gzip , BR;q=1.0",
-    b"de-DE, en;q=0.7, *;q=0.1\ntext/html;level=1, text/*;q=0.3\nEN , de-de;q=0.70",
-    b"W/\"abc\"\n\"abc\"\nabc\n\"a,b\", W/\"c\"\n*\nw/\"\"",
-    b"Sun, 06 Nov 1994 08:49:37 GMT\nSunday, 06-Nov-94 08:49:37 GMT\nSun Nov  6 08:49:37 1994",
-];
-
 /// Each line of the input is a field line, of every field in turn.
 pub fn check(data: &[u8]) {
     let lines: Vec<HeaderValue> =

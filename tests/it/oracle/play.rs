@@ -14,10 +14,13 @@ use tempfile::TempDir;
 use super::model::{Ask, Body, Model, Page, RESIDENCE, Scope, Section, Seen};
 use super::origin::{FIRST_BYTE_TIMEOUT, Mood, Upstream};
 use crate::world::load::until_up;
+use crate::world::relay::Relay;
 use crate::world::{Proxy, Redis, builder, field};
 
 /// Longer than this no answer takes, whatever goes wrong.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// Longer than this Redis is not out of use once nothing is wrong with it.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(20);
 const LANGUAGES: [&str; 3] = ["de", "en", "fr"];
 const CLIENTS: usize = 6;
 const STEPS: usize = 30;
@@ -28,6 +31,8 @@ pub struct Play {
     mood: Arc<Mood>,
     upstream: Upstream,
     redis_url: Option<String>,
+    /// Between Redis and the last of several processes.
+    relay: Option<Relay>,
     folder: TempDir,
     proxies: Vec<Proxy>,
     clients: [reqwest::Client; 2],
@@ -45,7 +50,7 @@ pub struct Outcome {
 pub async fn play(seed: u64, processes: usize, with_redis: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed);
     let redis = with_redis.then(Redis::start);
-    let play = Play::start(seed, processes, redis.as_ref().map(Redis::url)).await;
+    let play = Play::start(seed, processes, redis.as_ref()).await;
     let seeds: Vec<u64> = (0..CLIENTS).map(|_| rng.u64(..)).collect();
     let redis = tokio::join!(
         async {
@@ -61,7 +66,7 @@ pub async fn play(seed: u64, processes: usize, with_redis: bool) -> Outcome {
 }
 
 impl Play {
-    async fn start(seed: u64, processes: usize, redis_url: Option<String>) -> Self {
+    async fn start(seed: u64, processes: usize, redis: Option<&Redis>) -> Self {
         let clock = Clock::manual(Clock::System.now());
         let (model, mood) = (Arc::new(Model::new(clock.clone())), Arc::new(Mood::default()));
         let upstream = Upstream::start(seed, Arc::clone(&model), Arc::clone(&mood));
@@ -71,9 +76,11 @@ impl Play {
         };
         let clients = [client(|it| it.http1_only()), client(|it| it.http2_prior_knowledge())];
         let (proxies, over) = (Vec::new(), AtomicBool::new(false));
-        let mut play = Self { model, mood, upstream, redis_url, folder, proxies, clients, over };
+        let redis_url = redis.map(Redis::url);
+        let relay = redis.filter(|_| processes > 1).map(|redis| Relay::to(redis.port));
+        let mut play = Self { model, mood, upstream, redis_url, relay, folder, proxies, clients, over };
         for process in 0..processes {
-            play.write(process, "10s");
+            play.write(process, processes, "10s");
             play.proxies.push(Proxy::start_file_at(play.file(process), clock.clone()));
         }
         if play.redis_url.is_some() {
@@ -89,8 +96,8 @@ impl Play {
     }
 
     /// The configuration of a process.
-    fn write(&self, process: usize, ttl: &str) {
-        let redis = self.redis_table();
+    fn write(&self, process: usize, processes: usize, ttl: &str) {
+        let redis = self.redis_table(process + 1 == processes);
         let route = |section: Section, more: &str| {
             let name = section.name();
             format!("[[route]]\nname = \"{name}\"\npath = \"/{name}/{{id}}\"\nuse = \"any\"\n{more}\n")
@@ -113,9 +120,10 @@ impl Play {
         std::fs::write(self.file(process), text).expect("a file");
     }
 
-    fn redis_table(&self) -> String {
-        let table = |url: &String| format!("[redis]\nurl = \"{url}\"\ntimeout = \"100ms\"\n");
-        self.redis_url.as_ref().map(table).unwrap_or_default()
+    fn redis_table(&self, is_last: bool) -> String {
+        let relayed = self.relay.as_ref().filter(|_| is_last).map(|relay| format!("redis://127.0.0.1:{}", relay.port));
+        let table = |url: String| format!("[redis]\nurl = \"{url}\"\ntimeout = \"100ms\"\n");
+        relayed.or_else(|| self.redis_url.clone()).map(table).unwrap_or_default()
     }
 
     async fn client(&self, mut rng: Rng) {
@@ -267,18 +275,28 @@ impl Play {
         };
         let soft = rng.u32(0..3) == 0;
         order["soft"] = json!(soft);
-        self.order(scope, soft, rng.usize(0..self.proxies.len()), &order).await;
+        let _ = self.order(scope, soft, rng.usize(0..self.proxies.len()), &order).await;
     }
 
-    async fn order(&self, scope: Scope, soft: bool, process: usize, order: &Value) {
+    /// Orders a purge; its number, where Redis has it.
+    async fn order(&self, scope: Scope, soft: bool, process: usize, order: &Value) -> Option<u64> {
         let purge = self.model.purges(scope, soft, process);
         let admin = self.proxies[process].running.admin.expect("an admin listener");
         let request = self.clients[0].post(format!("http://{admin}/purge")).header("content-type", "application/json");
-        match tokio::time::timeout(ANSWERED_WITHIN, request.body(order.to_string()).send()).await {
-            Ok(Ok(answer)) if matches!(answer.status().as_u16(), 200 | 503) => {
-                self.model.purged(purge, answer.status() == 200);
+        let answered = async {
+            let answer = request.body(order.to_string()).send().await.ok()?;
+            let (status, text) = (answer.status().as_u16(), answer.text().await.ok()?);
+            Some((status, serde_json::from_str::<Value>(&text).ok()?["purge"].as_u64()))
+        };
+        match tokio::time::timeout(ANSWERED_WITHIN, answered).await {
+            Ok(Some((status @ (200 | 503), number))) => {
+                self.model.purged(purge, status == 200);
+                number.filter(|_| status == 200)
             }
-            answer => self.model.wrong(format!("a purge was not answered: {answer:?}")),
+            answer => {
+                self.model.wrong(format!("a purge was not answered as one: {answer:?}"));
+                None
+            }
         }
     }
 
@@ -312,14 +330,15 @@ impl Play {
             redis.signal("CONT");
             return false;
         }
-        match rng.u32(0..8) {
+        match rng.u32(0..11) {
+            8.. => self.relay.iter().for_each(Relay::swallow),
             0..4 => {
                 redis.signal("STOP");
                 return true;
             }
             4..6 => drop(redis.command("FLUSHALL")),
             6 => drop(redis.command("CLIENT KILL TYPE normal SKIPME yes")),
-            _ => redis.restart(),
+            7 => redis.restart(),
         }
         false
     }
@@ -327,7 +346,7 @@ impl Play {
     fn reload(&self, ttl: &str) {
         self.model.disturbed();
         for (process, proxy) in self.proxies.iter().enumerate() {
-            self.write(process, ttl);
+            self.write(process, self.proxies.len(), ttl);
             if let Err(problems) = proxy.running.reload() {
                 self.model.wrong(format!("a reload failed: {problems:?}"));
             }
@@ -360,24 +379,33 @@ impl Play {
     /// Waits until Redis has every purge, and every process has heard of every one.
     async fn all_know(&self) {
         let begun = Instant::now();
+        let mut last = 0;
+        for process in 0..self.proxies.len() {
+            let of_nothing = json!({ "tags": ["nothing"] });
+            loop {
+                if let Some(number) = self.order(Scope::Id(u32::MAX), false, process, &of_nothing).await {
+                    last = last.max(number);
+                    break;
+                }
+                if begun.elapsed() > RECOVERED_WITHIN {
+                    return self.model.wrong(format!("process {process} cannot purge again"));
+                }
+            }
+        }
         for proxy in &self.proxies {
             loop {
                 let stats = proxy.stats().await;
-                if stats["redis"]["ledger"] == "synced" && stats["purge"]["unrecorded"] == 0 {
+                let purge = &stats["purge"];
+                let is_recorded = purge["unrecorded"] == 0 && purge["last"].as_u64() >= Some(last);
+                if is_recorded && stats["redis"]["ledger"] == "synced" {
                     break;
                 }
-                if begun.elapsed() > ANSWERED_WITHIN {
-                    return self.model.wrong(format!("the ledger is not followed again: {stats:#}"));
+                if begun.elapsed() > RECOVERED_WITHIN {
+                    return self.model.wrong(format!("the ledger is not followed again: {last} {stats:#}"));
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        // Who has missed something learns of it with the next purge.
-        for process in 0..self.proxies.len() {
-            let of_nothing = json!({ "tags": ["nothing"] });
-            self.order(Scope::Id(u32::MAX), false, process, &of_nothing).await;
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
 
