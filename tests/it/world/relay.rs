@@ -431,7 +431,8 @@ mod tests {
         }
         assert_eq!(told(&before), answer("", Err(ErrorKind::ConnectionReset)));
         relay.set(Fault::None);
-        assert_eq!(told(&connect(&relay)).0, "abcdef");
+        let after = connect(&relay);
+        assert_eq!(told(&after).0, "abcdef");
         assert_eq!((relay.accepted(), relay.open()), (2, 1));
     }
 }
