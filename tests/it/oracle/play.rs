@@ -223,10 +223,10 @@ impl Play {
 
     async fn read(&self, ask: &Ask, mut response: reqwest::Response, rng: &mut Rng) {
         if ask.method == "PUT" {
-            return if response.status().is_success() {
-                self.model.changed(ask)
-            } else {
-            };
+            if response.status().is_success() {
+                self.model.changed(ask);
+            }
+            return;
         }
         let number = |name: &str, prefix: &str| {
             field(&response, name).strip_prefix(prefix).and_then(|it| it.trim_end_matches('"').parse().ok())
