@@ -24,7 +24,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The fields HTTP itself needs, whatever `forward_headers` lists.
-const NEEDED: [&str; 12] = [
+const NEEDED: [&str; 11] = [
     "accept-encoding",
     "cdn-loop",
     "content-encoding",
@@ -36,7 +36,6 @@ const NEEDED: [&str; 12] = [
     "if-range",
     "if-unmodified-since",
     "range",
-    "via",
 ];
 
 /// What the cache obeys, though the upstream need not see it.

@@ -70,8 +70,9 @@ enum Place {
     /// In a chunk that has so many bytes left, its CRLF included.
     Chunk(u64),
     Trailers,
-    /// HTTP/2, or after what ends the connection.
+    /// After what ends the connection.
     Unfollowed,
+    Http2,
 }
 
 /// What a head's fields say of its content.
@@ -93,7 +94,7 @@ impl Default for Front {
 impl Front {
     /// Reads what came from the client, before hyper does.
     pub fn read(&mut self, mut bytes: &[u8], verdict: &Verdict) {
-        while !bytes.is_empty() && self.place != Place::Unfollowed {
+        while !bytes.is_empty() && !matches!(self.place, Place::Unfollowed | Place::Http2) {
             match self.place {
                 Place::Content(left) => {
                     let taken = left.min(bytes.len() as u64);
@@ -105,7 +106,12 @@ impl Front {
                     self.place = if taken == left { Place::ChunkSize } else { Place::Chunk(left - taken) };
                     bytes = &bytes[taken as usize..];
                 }
-                Place::RequestLine | Place::Fields | Place::ChunkSize | Place::Trailers | Place::Unfollowed => {
+                Place::RequestLine
+                | Place::Fields
+                | Place::ChunkSize
+                | Place::Trailers
+                | Place::Unfollowed
+                | Place::Http2 => {
                     let Some(end) = memchr(b'\n', bytes) else {
                         return self.keep(bytes);
                     };
@@ -121,9 +127,14 @@ impl Front {
         self.heads
     }
 
-    /// Whether the client may be within a request: there may be more to come that nobody has asked for.
+    /// Whether the client may be within an HTTP/1 request: there may be more to come that nobody has asked for.
     pub fn is_within_request(&self) -> bool {
-        self.place != Place::RequestLine || !self.line.is_empty()
+        match self.place {
+            Place::RequestLine => !self.line.is_empty(),
+            Place::Http2 => false,
+            Place::Fields | Place::Content(_) | Place::ChunkSize | Place::Chunk(_) | Place::Trailers => true,
+            Place::Unfollowed => true,
+        }
     }
 
     fn keep(&mut self, piece: &[u8]) {
@@ -157,7 +168,7 @@ impl Front {
                 }
                 self.heads += 1;
                 self.framing = Framing::default();
-                self.place = if ended == Some(HTTP2) && self.heads == 1 { Place::Unfollowed } else { Place::Fields };
+                self.place = if ended == Some(HTTP2) && self.heads == 1 { Place::Http2 } else { Place::Fields };
                 if ended.is_none() {
                     self.mark(verdict);
                 }
@@ -178,7 +189,7 @@ impl Front {
                 Some(_) => {}
                 None => self.lose(verdict),
             },
-            Place::Content(_) | Place::Chunk(_) | Place::Unfollowed => {}
+            Place::Content(_) | Place::Chunk(_) | Place::Unfollowed | Place::Http2 => {}
         }
     }
 

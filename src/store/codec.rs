@@ -177,7 +177,8 @@ pub fn encode_marker(marker: &Marker, seal: &Seal) -> Vec<u8> {
     out.finish(seal)
 }
 
-/// Reads a record that this seal was put on, and whose body is at most `body_max` long. The response's body is a slice of `record`; all else is owned.
+/// Reads a record that this seal was put on, and whose body is at most `body_max` long. The response's body is a slice of
+/// `record`; all else is owned.
 pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unreadable> {
     if record.first() != Some(&MAGIC) {
         return Err(Unreadable::Foreign);

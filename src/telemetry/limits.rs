@@ -42,7 +42,7 @@ limits! {
     AnswerRateMin "answer_rate_min" "connections closed, for their client took its answers too slowly",
     RequestBodyMax "request_body_max" "requests refused for the length of their content",
     Http2Resets "http2_resets" "HTTP/2 connections closed for streams reset or refused, or frames in excess",
-    Interim "interim" "interim responses (1xx) dropped, for their request had enough",
+    Interim "interim" "requests whose upstream sent too many interim responses (1xx), and those dropped for a client that had enough",
     Ranges "ranges" "requests whose Range named too many ranges and was ignored",
     Waiters "waiters" "requests that did not wait behind a fetch, for server.limits.waiters did",
     CollapseWaiters "collapse_waiters" "requests that did not wait behind a fetch, for enough of its key did",

@@ -103,6 +103,9 @@ impl Call<'_> {
         let timeout = self.options.first_byte_timeout.unwrap_or(self.upstream.config.first_byte_timeout);
         let response = client.request(request);
         let response = await_head(response, &mut connection, &interims, timeout, self.source.progress()).await;
+        if interims.are_too_many() {
+            self.upstream.telemetry.limited(Limit::Interim);
+        }
         let was_used = Uses::begin(&connection);
         let response = response.map_err(|failure| Failure { broke: failure.broke && was_used, ..failure })?;
         let fault = framing::fault(&response, asked_upgrade);

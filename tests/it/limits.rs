@@ -449,6 +449,11 @@ async fn heads_and_targets_beyond_their_bounds_are_refused_and_counted() {
         let before = met(&proxy, limit).await;
         let answer = refused(&proxy, &request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{limit}: {answer:.100}");
+        // What the library refuses is told of once its client has gone, or had time to.
+        let begun = Instant::now();
+        while met(&proxy, limit).await == before {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{limit}");
+        }
         assert_eq!(met(&proxy, limit).await, before + 1, "{limit}");
     };
     check(get_with(&long(8 << 10), ""), "414", "uri_length").await;
@@ -475,7 +480,7 @@ async fn responses_with_too_many_tags_or_too_long_ones_are_not_stored() {
         let tags = match seen.target.as_str() {
             "/many" => (0..65).map(|nth| nth.to_string()).collect::<Vec<_>>().join(" "),
             "/flood" => (0..10_000).map(|nth| nth.to_string()).collect::<Vec<_>>().join(" "),
-            "/long" => "t".repeat(64 << 10),
+            "/long" => "t".repeat(16 << 10),
             _ => (0..64).map(|nth| nth.to_string()).collect::<Vec<_>>().join(" "),
         };
         reply(200, &[FRESH, ("surrogate-key", &tags)], &seen.nth.to_string())
@@ -511,8 +516,8 @@ async fn variants_beyond_the_bound_and_interim_heads_beyond_theirs_are_counted()
     assert!(met(&proxy, "max_variants").await >= 1);
     let hints = "GET /hints HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n";
     let answer = raw_exchange(proxy.address, hints).await;
-    assert_eq!(answer.matches("HTTP/1.1 103 ").count(), 16, "{answer}");
-    assert_eq!(met(&proxy, "interim").await, 24);
+    assert!(answer.matches("HTTP/1.1 103 ").count() <= 16 && answer.contains("HTTP/1.1 502 "), "{answer}");
+    assert_eq!(met(&proxy, "interim").await, 1);
 }
 
 #[tokio::test]

@@ -74,12 +74,12 @@ fn mended(data: &[u8]) -> Bytes {
 fn check_written(source: &mut Source<'_>) {
     let (response, material) = (source.response(), Bytes::from(source.text().into_bytes()));
     let epoch = response.provenance.epoch;
-    let body = if source.u8().is_multiple_of(2) {
+    let body = if source.one_in(2) {
         StoredBody::compressed(response.body.clone())
     } else {
         StoredBody::identity(response.body.clone())
     };
-    let detached = (source.u8().is_multiple_of(4)).then(|| Detached::of(&body.bytes));
+    let detached = (source.one_in(4) && !body.bytes.is_empty()).then(|| Detached::of(&body.bytes));
     let record: Bytes =
         encode_response(&held(response.clone(), material.clone()), epoch, &body, detached.as_ref(), &Seal::plain())
             .into();
@@ -125,9 +125,13 @@ impl Source<'_> {
         *first
     }
 
+    fn one_in(&mut self, count: u8) -> bool {
+        self.u8().is_multiple_of(count)
+    }
+
     fn u64(&mut self) -> u64 {
         // Now and then one that is very great.
-        let bytes = if self.u8().is_multiple_of(4) { 8 } else { 2 };
+        let bytes = if self.one_in(4) { 8 } else { 2 };
         (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.u8()))
     }
 
@@ -152,7 +156,7 @@ impl Source<'_> {
             _ => StaleUse::Within {
                 while_revalidate: self.duration(),
                 if_error: self.duration(),
-                max_stale: self.u8().is_multiple_of(2),
+                max_stale: self.one_in(2),
             },
         };
         let freshness =
@@ -165,7 +169,7 @@ impl Source<'_> {
         names.dedup();
         let first = self.u64() >> 1;
         let last = first + u64::from(self.u8());
-        let part = ContentRange { first, last, complete: (self.u8().is_multiple_of(2)).then_some(last + 1) };
+        let part = ContentRange { first, last, complete: (self.one_in(2)).then_some(last + 1) };
         let repeated = usize::from(self.u8()) * 8;
         StoredResponse {
             status: StatusCode::from_u16(100 + u16::from(self.u8())).expect("a status"),
@@ -173,12 +177,8 @@ impl Source<'_> {
             request_time: Timestamp::from_millis(self.u64()),
             response_time: Timestamp::from_millis(self.u64()),
             freshness,
-            selecting: if self.u8().is_multiple_of(4) {
-                SelectingFields::Any
-            } else {
-                SelectingFields::Names(names.into())
-            },
-            part: (self.u8().is_multiple_of(4)).then_some(part),
+            selecting: if self.one_in(4) { SelectingFields::Any } else { SelectingFields::Names(names.into()) },
+            part: (self.one_in(4)).then_some(part),
             provenance: Provenance {
                 synced_to: PurgeNumber(self.u64()),
                 epoch: Epoch(self.u64()),

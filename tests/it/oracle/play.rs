@@ -314,7 +314,10 @@ impl Play {
                 _ => {
                     let Some(redis) = &mut redis else { continue };
                     self.model.troubled();
-                    is_stopped = self.harm(redis, is_stopped, &mut rng);
+                    match &self.relay {
+                        Some(relay) if !is_stopped && rng.u32(0..4) == 0 => self.cut_off(relay, &mut rng).await,
+                        Some(_) | None => is_stopped = self.harm(redis, is_stopped, &mut rng),
+                    }
                 }
             }
         }
@@ -324,13 +327,26 @@ impl Play {
         redis
     }
 
+    /// Has the last process hold a page, cuts it off, and purges the page elsewhere: once the residence is over it must
+    /// not use what it holds.
+    async fn cut_off(&self, relay: &Relay, rng: &mut Rng) {
+        let page = Page { section: Section::User, id: rng.u32(0..Page::IDS) };
+        let ask = self.clean(rng, self.proxies.len() - 1, page);
+        self.send(ask.clone(), rng).await;
+        relay.swallow();
+        let order = json!({ "urls": [format!("http://any.example{}", page.path())] });
+        let _ = self.order(Scope::Url(page), false, 0, &order).await;
+        self.model.advance(Duration::from_millis(rng.u64(7_100..8_000)));
+        self.send(ask, rng).await;
+    }
+
     /// Does something to Redis; whether it stands still then.
     fn harm(&self, redis: &mut Redis, is_stopped: bool, rng: &mut Rng) -> bool {
         if is_stopped {
             redis.signal("CONT");
             return false;
         }
-        match rng.u32(0..11) {
+        match rng.u32(0..9) {
             8.. => self.relay.iter().for_each(Relay::swallow),
             0..4 => {
                 redis.signal("STOP");

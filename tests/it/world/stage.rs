@@ -101,10 +101,11 @@ pub fn get_from(host: &str, path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
 }
 
-/// All that an upstream was sent.
+/// All that an upstream was sent, but for the name that each process gives itself.
 pub fn told(seen: &Seen) -> String {
+    let fields = seen.fields.iter().filter(|(name, _)| *name != "cdn-loop");
     let mut lines: Vec<String> =
-        seen.fields.iter().map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect();
+        fields.map(|(name, value)| format!("{name}: {}", value.as_bytes().escape_ascii())).collect();
     lines.sort();
     format!("{} {}\n{}\n\n{}", seen.method, seen.target, lines.join("\n"), seen.body.escape_ascii())
 }
