@@ -157,7 +157,7 @@ impl Ask {
 pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_content: bool) -> Option<Bypass> {
     let fields = &parts.headers;
     let because = |detail| Some(Bypass { why: Why::Bypass, detail: Some(detail) });
-    if is_upgrade(route, fields) {
+    if upgrade(route, fields).is_some() {
         return because(Detail::Upgrade);
     }
     let keys_content = caching.key.body != BodyRule::None;
@@ -190,10 +190,13 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     None
 }
 
-/// Whether the request asks for an upgrade that its route lets pass.
-pub fn is_upgrade(route: &Route, fields: &HeaderMap) -> bool {
-    let Some(asked) = fields.get(UPGRADE).and_then(|value| value.to_str().ok()) else { return false };
-    asked.split(',').any(|token| route.upgrade.iter().any(|allowed| token.trim().eq_ignore_ascii_case(allowed)))
+/// The first of the protocols that the request would have in place of HTTP/1.1 and that its route lets pass.
+pub fn upgrade<'f>(route: &Route, fields: &'f HeaderMap) -> Option<&'f str> {
+    let asked = fields.get(UPGRADE)?.to_str().ok()?;
+    asked
+        .split(',')
+        .map(str::trim)
+        .find(|token| route.upgrade.iter().any(|allowed| token.eq_ignore_ascii_case(allowed)))
 }
 
 /// Why a request passes the cache by.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -134,9 +134,10 @@ impl Proxy {
         let Passing { generation, matched, target, sender, mut parts, content, bypass } = passing;
         let route = matched.as_ref().map(|(route, _)| &**route);
         let upgrade = take_upgrade(route, &mut parts);
+        let protocol = upgrade.as_ref().map(|(_, protocol)| protocol.clone());
         let trouble = content.trouble();
         let fields = forward::fields(&parts, &sender, route, None, &self.shared.pseudonym);
-        let mut request = outgoing(&parts, fields, &target, route, upgrade.is_some(), content);
+        let mut request = outgoing(&parts, fields, &target, route, protocol, content);
         forward::pass_interim(&mut request, &sender, &self.shared.telemetry);
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
         let synced = self.shared.store.synced();
@@ -162,7 +163,7 @@ impl Proxy {
             };
         }
         match upgrade {
-            Some(client) => self.tunnel(client, response, outcome),
+            Some((client, _)) => self.tunnel(client, response, outcome),
             // Nobody asked for it (RFC 9110 §15.2.2).
             None => Answer::failed(UpstreamError::Protocol, outcome),
         }
@@ -201,10 +202,11 @@ impl Proxy {
     }
 }
 
-/// The client's side of an upgrade that the route lets pass.
-fn take_upgrade(route: Option<&Route>, parts: &mut Parts) -> Option<OnUpgrade> {
-    let allowed = route.is_some_and(|route| ask::is_upgrade(route, &parts.headers));
-    parts.extensions.remove::<OnUpgrade>().filter(|_| allowed && parts.version == http::Version::HTTP_11)
+/// The client's side of an upgrade that the route lets pass, and to what.
+fn take_upgrade(route: Option<&Route>, parts: &mut Parts) -> Option<(OnUpgrade, HeaderValue)> {
+    let client = parts.extensions.remove::<OnUpgrade>().filter(|_| parts.version == http::Version::HTTP_11)?;
+    let protocol = ask::upgrade(route?, &parts.headers)?;
+    Some((client, HeaderValue::from_str(protocol).ok()?))
 }
 
 fn outgoing(
@@ -212,12 +214,12 @@ fn outgoing(
     mut fields: HeaderMap,
     target: &Target,
     route: Option<&Route>,
-    is_upgrade: bool,
+    protocol: Option<HeaderValue>,
     content: ClientBody,
 ) -> Request<RequestBody> {
-    if is_upgrade && let Some(protocol) = parts.headers.get(UPGRADE) {
-        fields.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
-        fields.insert(UPGRADE, protocol.clone());
+    if let Some(protocol) = protocol {
+        fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(UPGRADE, protocol);
     }
     let mut request = Request::new(RequestBody::new(content.map_err(Into::into)));
     *request.method_mut() = parts.method.clone();

@@ -1,7 +1,7 @@
 //! What a request must be before it reaches the proxy: an unambiguous host, target and framing, within bounds.
 
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 
 use crate::config::{Limits, ServerConfig};
 use crate::target::{Authority, BadTarget, Scheme, Target};
@@ -95,7 +95,10 @@ pub fn check<B>(request: &Request<B>, scheme: Scheme, server: &ServerConfig) -> 
         return Err(Refusal::Expectation);
     }
     let authority = match request.version() {
-        Version::HTTP_2 => authority_of_http2(request, scheme)?,
+        Version::HTTP_2 => {
+            check_values(request.headers())?;
+            authority_of_http2(request, scheme)?
+        }
         _ => authority_of_http1(request, scheme)?,
     };
     if !server.hosts.is_empty() && !server.hosts.iter().any(|host| **host == *authority.host()) {
@@ -163,6 +166,17 @@ fn authority_of_http1<B>(request: &Request<B>, scheme: Scheme) -> Result<Authori
         // The authority form is CONNECT's alone.
         (None, Some(_)) | (Some(_), _) => Err(Refusal::Target),
     }
+}
+
+/// RFC 9113 §8.2.1: over HTTP/2 white space around a value is no part of the frame but of the value, and makes the message
+/// malformed. Written as HTTP/1 it would go.
+fn check_values(fields: &HeaderMap) -> Result<(), Refusal> {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let is_padded = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        value.first().is_some_and(is_space) || value.last().is_some_and(is_space)
+    };
+    if fields.values().any(is_padded) { Err(Refusal::Framing) } else { Ok(()) }
 }
 
 /// RFC 9113 §8.3.1: `:authority`, and a Host that says the same where there is one.

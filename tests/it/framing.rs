@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::world::origin::Seen;
 use crate::world::proxy::one_route;
-use crate::world::{Origin, Proxy, client, get, reply};
+use crate::world::{Origin, Proxy, RawOrigin, client, get, reply};
 
 /// Writes `bytes` on a connection of its own; what comes until the proxy closes.
 async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
@@ -273,4 +273,61 @@ async fn content_that_nobody_reads_is_never_a_request() {
         }
     }
     assert_eq!(origin.count("/smuggled"), 0);
+}
+
+#[tokio::test]
+async fn an_expectation_is_met_here_and_not_passed_on() {
+    let origin = Origin::start(told);
+    let proxy = Proxy::start(&one_route(&origin.url(), "ttl = \"1m\""));
+    get(&client(), &proxy.url("/hit")).await;
+    let host = proxy.address;
+    // A hit has its final answer; the content that was announced is never a request.
+    let expecting = |line: &str, content: &str| {
+        let length = content.len();
+        format!(
+            "{line} HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n{content}{LAST}"
+        )
+    };
+    let answer = exchange(proxy.address, expecting("GET /hit", "").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("aside; hit"), "{answer}");
+    let answer = exchange(proxy.address, expecting("POST /sent", SMUGGLED).as_bytes()).await;
+    assert!(answer.contains(&format!("/sent {}", SMUGGLED.len())), "{answer}");
+    let seen = origin.seen();
+    assert!(seen.iter().all(|seen| !seen.fields.contains_key("expect")), "{seen:?}");
+    assert_eq!(origin.count("/smuggled"), 0);
+}
+
+#[tokio::test]
+async fn only_what_a_route_names_is_upgraded_to_and_only_once_the_upstream_agrees() {
+    let origin = Origin::start(told);
+    let proxy = Proxy::start(&one_route(&origin.url(), "upgrade = [\"websocket\"]"));
+    let asking = |nth: usize, protocol: &str| {
+        format!(
+            "GET /{nth} HTTP/1.1\r\nhost: a.test\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: {protocol}\r\n\
+             http2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n{SMUGGLED}{LAST}"
+        )
+    };
+    for (nth, protocol) in ["h2c", "h2c, websocket", "websocket, h2c", "tls/1.0", "WebSocket"].into_iter().enumerate() {
+        let answer = exchange(proxy.address, asking(nth, protocol).as_bytes()).await;
+        // The upstream did not switch: what follows are requests like any other.
+        assert_eq!(statuses(&answer), [200, 200, 200], "{protocol}: {answer}");
+        let seen = origin.seen().into_iter().find(|seen| seen.target == format!("/{nth}")).expect("it was sent on");
+        let upgrade = seen.fields.get("upgrade").map(|value| value.to_str().unwrap().to_lowercase());
+        assert!(upgrade.is_none_or(|upgrade| upgrade == "websocket"), "{protocol}: {:?}", seen.fields);
+        assert!(!seen.fields.contains_key("http2-settings"), "{protocol}: {:?}", seen.fields);
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_what_it_can_read() {
+    let origin = RawOrigin::writing(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncache-control: max-age=60\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    );
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    for nth in 0..2 {
+        let answer = exchange(proxy.address, b"GET /a HTTP/1.0\r\nhost: a.test\r\n\r\n").await;
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        assert!(!head.to_lowercase().contains("transfer-encoding") && body == "body", "{nth}: {answer}");
+    }
+    assert_eq!(origin.count(), 1);
 }

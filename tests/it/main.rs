@@ -12,6 +12,7 @@ mod fleet_collapse;
 mod framing;
 mod hostile_hosts;
 mod http2_floods;
+mod http2_messages;
 mod keying;
 mod limits;
 mod oracle;
