@@ -165,6 +165,37 @@ fn every_module_is_told_of_in_the_architecture() {
 }
 
 #[test]
+fn every_row_of_the_threats_names_tests_that_are_there() {
+    let rows: Vec<String> = (1..=71)
+        .map(|nth| nth.to_string())
+        .chain((1..=21).map(|nth| format!("R{nth}")))
+        .chain((1..=19).map(|nth| format!("U{nth}")))
+        .collect();
+    let text = read("docs/threats.md");
+    let mut found = Vec::new();
+    for row in rows {
+        let Some(line) = text.lines().find(|line| line.starts_with(&format!("| {row} |"))) else {
+            found.push(format!("{row} is missing"));
+            continue;
+        };
+        let tests: Vec<&str> = line.split('`').filter(|quoted| quoted.contains(".rs::")).collect();
+        if tests.is_empty() {
+            found.push(format!("{row} names no test"));
+        }
+        for test in tests {
+            let (file, name) = test.split_once("::").unwrap();
+            let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default();
+            let before = source.split_once(&format!("fn {name}()")).map(|(before, _)| before.trim_end());
+            // `async`, and the attribute that makes it a test.
+            if !before.is_some_and(|before| before.trim_end_matches("async").trim_end().ends_with(']')) {
+                found.push(format!("{row} names {test}, which is no test"));
+            }
+        }
+    }
+    report("docs/threats.md", found);
+}
+
+#[test]
 fn the_table_keeps_leaves_apart_and_the_domain_from_config() {
     let mut found = Vec::new();
     for (name, allowed) in IMPORTS {

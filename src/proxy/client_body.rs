@@ -153,6 +153,8 @@ impl ClientBody {
 
     fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ContentTrouble>>> {
         match Pin::new(&mut self.rest).poll_frame(context) {
+            // RFC 9110 §6.5.1: trailers may be left out, and none is known here to be harmless as a field.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => Poll::Ready(None),
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 if self.is_too_slow(bytes) {

@@ -79,6 +79,11 @@ impl Body for ResponseBody {
         };
         this.waiting_since = None;
         match frame {
+            // RFC 9110 §6.5.1: trailers may be left out, and none is known here to be harmless as a field.
+            Some(Ok(frame)) if frame.is_trailers() => {
+                this.holds = None;
+                Poll::Ready(None)
+            }
             Some(Ok(frame)) => {
                 if this.content.is_end_stream() {
                     this.holds = None;

@@ -331,3 +331,18 @@ async fn a_client_of_http_1_0_gets_what_it_can_read() {
     }
     assert_eq!(origin.count(), 1);
 }
+
+/// What comes after content would be fields for whoever reads it into the head (RFC 9110 §6.5.1).
+#[tokio::test]
+async fn an_upstreams_trailers_reach_no_client() {
+    let origin = RawOrigin::writing(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-late\r\ncache-control: max-age=60\r\n\r\n\
+          4\r\nbody\r\n0\r\nset-cookie: evil=1\r\nx-late: evil\r\ncontent-length: 9\r\n\r\n",
+    );
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    for (path, fields) in [("/cold", ""), ("/cold", ""), ("/te", "te: trailers\r\n"), ("/past", "cookie: a=1\r\n")] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a.test\r\n{fields}connection: close\r\n\r\n");
+        let answer = exchange(proxy.address, request.as_bytes()).await;
+        assert!(answer.contains("body") && !answer.contains("evil") && !answer.contains("trailer:"), "{answer}");
+    }
+}

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::protocols::frame;
 use crate::world::proxy::one_route;
-use crate::world::{Origin, Proxy, get, h2c_client};
+use crate::world::{Origin, Proxy, RawOrigin, get, h2c_client};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -41,7 +41,7 @@ enum End {
 }
 
 /// Sends `fields` as they are, without indexing and Huffman coding, and content where there is any.
-async fn exchange(proxy: &Proxy, fields: &[Field<'_>], content: Option<&[u8]>) -> End {
+async fn send(proxy: &Proxy, fields: &[Field<'_>], content: Option<&[u8]>) -> TcpStream {
     let literal = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
     let block: Vec<u8> =
         fields.iter().flat_map(|(name, value)| [vec![0], literal(name.as_bytes()), literal(value)].concat()).collect();
@@ -54,17 +54,26 @@ async fn exchange(proxy: &Proxy, fields: &[Field<'_>], content: Option<&[u8]>) -
         // A stream may have been reset before.
         let _ = stream.write_all(&frame(DATA, END_STREAM, 1, content)).await;
     }
+    stream
+}
+
+async fn exchange(proxy: &Proxy, fields: &[Field<'_>], content: Option<&[u8]>) -> End {
+    let mut stream = send(proxy, fields, content).await;
     timeout(Duration::from_secs(10), end_of(&mut stream)).await.expect("an end")
 }
 
-async fn end_of(stream: &mut TcpStream) -> End {
+/// A frame's kind, flags and payload.
+async fn next(stream: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
     let mut head = [0; 9];
-    while stream.read_exact(&mut head).await.is_ok() {
-        let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
-        if stream.read_exact(&mut payload).await.is_err() {
-            break;
-        }
-        match head[3] {
+    stream.read_exact(&mut head).await.ok()?;
+    let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+    stream.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], payload))
+}
+
+async fn end_of(stream: &mut TcpStream) -> End {
+    while let Some((kind, _flags, payload)) = next(stream).await {
+        match kind {
             HEADERS => return End::Answered(payload[0]),
             RST_STREAM => return End::Reset,
             GOAWAY => return End::Gone,
@@ -152,4 +161,32 @@ async fn what_is_as_it_should_be_passes_and_crumbs_of_cookies_are_joined() {
     let cookies: Vec<_> = seen[0].fields.get_all("cookie").iter().collect();
     assert!(cookies == ["a=1; b=2"] && !seen[0].fields.contains_key("te"), "{:?}", seen[0].fields);
     assert_eq!(&seen[1].body[..], b"abc");
+}
+
+/// What comes after content would be fields for whoever reads it into the head (RFC 9110 §6.5.1).
+#[tokio::test]
+async fn an_upstreams_trailers_reach_no_client_of_http2() {
+    let origin = RawOrigin::writing(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-late\r\n\r\n4\r\nbody\r\n0\r\nx-late: evil\r\n\r\n",
+    );
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    // Through the cache, and past it.
+    for cookie in [None, Some(("cookie", &b"a=1"[..]))] {
+        let fields = [method("GET"), SCHEME, PATH, AUTHORITY, ("te", b"trailers")];
+        let fields: Vec<Field<'_>> = fields.into_iter().chain(cookie).collect();
+        let mut stream = send(&proxy, &fields, None).await;
+        let (mut heads, mut content) = (0, Vec::new());
+        loop {
+            let (kind, flags, payload) =
+                timeout(Duration::from_secs(10), next(&mut stream)).await.unwrap().expect("an end");
+            heads += usize::from(kind == HEADERS);
+            if kind == DATA {
+                content.extend(payload);
+            }
+            if matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0 {
+                break;
+            }
+        }
+        assert_eq!((heads, &content[..]), (1, &b"body"[..]), "{cookie:?}");
+    }
 }

@@ -179,6 +179,15 @@ async fn a_parameter_in_a_tag_is_what_the_path_means() {
 }
 
 #[tokio::test]
+async fn a_pattern_is_a_name_like_any_other() {
+    let origin = Origin::counting(&[FRESH]);
+    let proxy = Proxy::start(&with_admin(&origin, "tags = [\"product\"]"));
+    let urls = ["a.example/a", "a.example/b/c"];
+    check(&proxy, &urls, json!({ "tags": [".*", "prod*", "(a+)+$"] }), &[]).await;
+    check(&proxy, &urls, json!({ "urls": ["http://a.example/.*", "http://a.example/*"] }), &[]).await;
+}
+
+#[tokio::test]
 async fn what_is_stored_for_every_host_is_purged_by_any() {
     let origin = Origin::counting(&[FRESH]);
     let proxy = Proxy::start(&with_admin(&origin, "key = { host = false, query = { allow = [\"id\"] } }"));
