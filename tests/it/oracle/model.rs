@@ -99,6 +99,8 @@ pub struct Ask {
     pub authorization: String,
     pub session: String,
     pub known: Option<u64>,
+    /// Whether nothing of the answer may be stored.
+    pub no_store: bool,
     pub range: Option<(usize, usize)>,
     pub sent: Place,
     pub sent_at: u64,
@@ -110,6 +112,10 @@ pub struct Ask {
 impl Ask {
     /// Whether the cache takes no part in it.
     pub fn bypasses(&self) -> bool {
+        self.no_store || self.is_personal()
+    }
+
+    fn is_personal(&self) -> bool {
         match self.page.section {
             Section::Plain | Section::Shared => !self.authorization.is_empty() || !self.session.is_empty(),
             Section::Ttl => !self.authorization.is_empty(),

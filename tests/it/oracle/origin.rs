@@ -177,7 +177,7 @@ impl Draft {
             ),
             method: asked.method.clone(),
             status: 200,
-            reuse: if is_personal { Reuse::Never } else { reuse },
+            reuse: if is_personal || asked.field("cache-control") == "no-store" { Reuse::Never } else { reuse },
             confirms: NO_VERSION,
             fails: fault.is_some(),
             arrived: 0,

@@ -154,6 +154,7 @@ impl Play {
             0 => ask.method = "HEAD",
             1 => ask.method = "PUT",
             2 => ask.known = self.model.some_version(&ask),
+            4 => ask.no_store = true,
             3 => {
                 let first = rng.usize(0..1_000);
                 ask.range = Some((first, first + rng.usize(0..1_000)));
@@ -178,6 +179,7 @@ impl Play {
             authorization: String::new(),
             session: String::new(),
             known: None,
+            no_store: false,
             range: None,
             sent: 0,
             sent_at: 0,
@@ -201,6 +203,9 @@ impl Play {
         }
         if !ask.session.is_empty() {
             request = request.header("cookie", format!("session={}", ask.session));
+        }
+        if ask.no_store {
+            request = request.header("cache-control", "no-store");
         }
         if let Some(known) = ask.known {
             request = request.header("if-none-match", format!("\"v{known}\""));
