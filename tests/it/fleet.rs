@@ -277,6 +277,7 @@ async fn a_failover_that_lost_the_last_purge_brings_nothing_back() {
     // What is written from now on is in no replica's socket either.
     redis.primary.tell("CLIENT KILL TYPE replica");
     let number = fleet.purged(0, json!({ "tags": ["tag:a"] })).await;
+    fleet.until_obeyed(number).await;
     redis.primary.kill();
     redis.replicas.iter().for_each(|replica| replica.signal("CONT"));
     until("a replica is promoted", || redis.promoted().is_some()).await;
