@@ -3,29 +3,42 @@
 use http::{HeaderMap, HeaderName};
 
 /// Whose request it is; these are in no key.
-const ADDRESSES: [&str; 7] = [
+const ADDRESSES: [&str; 13] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
     "client-ip",
+    "fastly-client-ip",
     "true-client-ip",
     "x-client-ip",
     "x-cluster-client-ip",
     "x-forwarded-for",
     "x-original-for",
+    "x-original-forwarded-for",
     "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
 ];
 
 /// What else a proxy may claim, besides all that begins with [`PREFIX`].
-const CLAIMS: [&str; 14] = [
+const CLAIMS: [&str; 20] = [
+    "cf-visitor",
+    "cloudfront-forwarded-proto",
     "forwarded",
     "front-end-https",
+    // Taken for the environment variable HTTP_PROXY by CGI programs.
+    "proxy",
     "x-host",
+    "x-http-destinationurl",
     "x-http-host-override",
     "x-http-method",
     "x-http-method-override",
+    "x-method",
     "x-method-override",
     "x-original-host",
     "x-original-proto",
     "x-original-uri",
     "x-original-url",
+    "x-real-host",
     "x-rewrite-url",
     "x-scheme",
     "x-url-scheme",
@@ -37,7 +50,7 @@ const PREFIX: &str = "x-forwarded";
 pub fn is_claim(name: &HeaderName) -> bool {
     as_read(name.as_str(), |name| {
         // Nearly every field is told apart by its first letter.
-        matches!(name.as_bytes(), [b'c' | b'f' | b't' | b'x', ..])
+        matches!(name.as_bytes(), [b'c' | b'f' | b'p' | b't' | b'x', ..])
             && (name.starts_with(PREFIX) || CLAIMS.contains(&name) || ADDRESSES.contains(&name))
     })
 }
@@ -81,14 +94,37 @@ pub fn claims(fields: &HeaderMap) -> Vec<(&HeaderName, Vec<u8>)> {
     claims
 }
 
-/// `Forwarded` (RFC 7239) without its `for` and `by`.
+/// `Forwarded` (RFC 7239) without the values of its `for` and `by`; empty where there is nothing else. What separates stays
+/// where it is, so that no two values that a server could read differently come out alike.
 fn without_addresses(value: &[u8]) -> Vec<u8> {
-    let pairs = value.split(|byte| matches!(byte, b',' | b';')).map(<[u8]>::trim_ascii);
-    let is_address = |pair: &[u8]| {
+    let (mut out, mut rest, mut claims) = (Vec::with_capacity(value.len()), value, false);
+    while !rest.is_empty() {
+        let (pair, after) = rest.split_at(end_of_pair(rest));
         let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        name.eq_ignore_ascii_case(b"for") || name.eq_ignore_ascii_case(b"by")
+        let is_address = [&b"for"[..], b"by"].iter().any(|known| name.trim_ascii().eq_ignore_ascii_case(known));
+        out.extend_from_slice(if is_address { name } else { pair });
+        claims |= !is_address && !pair.trim_ascii().is_empty();
+        let (separator, next) = after.split_at(after.len().min(1));
+        out.extend_from_slice(separator);
+        rest = next;
+    }
+    if claims { out } else { Vec::new() }
+}
+
+/// Where a pair ends: at a comma or semicolon that is in no quoted string.
+fn end_of_pair(text: &[u8]) -> usize {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let ends = |byte: &u8| {
+        match *byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_quoted,
+            b'"' => is_quoted = !is_quoted,
+            b',' | b';' => return !is_quoted,
+            _ => {}
+        }
+        false
     };
-    pairs.filter(|pair| !pair.is_empty() && !is_address(pair)).collect::<Vec<_>>().join(&b';')
+    text.iter().position(ends).unwrap_or(text.len())
 }
 
 /// Asks about a name as a server could read it.
@@ -138,6 +174,10 @@ mod tests {
         check(&[("accept", "x"), ("x-real-ip", "1"), ("x-forwarded-for", "1")], &[]);
         check(&[("x-host", "b"), ("x-forwarded-proto", "https")], &[("x-forwarded-proto", "https"), ("x-host", "b")]);
         check(&[("forwarded", "for=1;by=2, For=\"[::1]\"")], &[]);
-        check(&[("forwarded", "for=1; host=a;proto=http, for=2;host=b")], &[("forwarded", "host=a;proto=http;host=b")]);
+        let check_forwarded = |value, expected| check(&[("forwarded", value)], &[("forwarded", expected)]);
+        check_forwarded("for=1; host=a;proto=http, for=2;host=b", "for; host=a;proto=http, for;host=b");
+        check_forwarded("for=1, for=2;host=b", "for, for;host=b");
+        check_forwarded("host=\"a;for=b\"", "host=\"a;for=b\"");
+        check_forwarded("for=\"a,\\\";b\";host=c", "for;host=c");
     }
 }

@@ -1,13 +1,17 @@
 //! Requests in which the cache takes no part: sent on and answered, streaming both ways.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::answer::{Answer, Content};
 use super::ask::{self, Ask, Bypass, Sender};
@@ -163,19 +167,31 @@ impl Proxy {
             };
         }
         match upgrade {
-            Some((client, _)) => self.tunnel(client, response, outcome),
+            Some((client, _)) => self.tunnel(client, response, outcome, generation.server.limits.idle_timeout),
             // Nobody asked for it (RFC 9110 §15.2.2).
             None => Answer::failed(UpstreamError::Protocol, outcome),
         }
     }
 
-    /// Joins client and upstream once both have switched protocols; drain waits for the tunnel within its time.
-    fn tunnel(&self, client: OnUpgrade, mut response: Response<ResponseBody>, outcome: Outcome) -> Answer {
+    /// Joins client and upstream once both have switched protocols; drain waits for the tunnel within its time. Once one
+    /// side has ended, the other may take `limits.idle_timeout` to do so.
+    fn tunnel(
+        &self,
+        client: OnUpgrade,
+        mut response: Response<ResponseBody>,
+        outcome: Outcome,
+        farewell: Duration,
+    ) -> Answer {
         let upstream = hyper::upgrade::on(&mut response);
         self.shared.tunnels.spawn(async move {
             let (Ok(client), Ok(upstream)) = (client.await, upstream.await) else { return };
-            // Either side closing ends the tunnel; there is nobody to tell of an error.
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await;
+            let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
+            let (from_upstream, to_upstream) = tokio::io::split(TokioIo::new(upstream));
+            let (up, down) = (pin!(one_way(from_client, to_upstream)), pin!(one_way(from_upstream, to_client)));
+            match select(up, down).await {
+                Either::Left(((), down)) => drop(tokio::time::timeout(farewell, down).await),
+                Either::Right(((), up)) => drop(tokio::time::timeout(farewell, up).await),
+            }
         });
         let cache_status = CacheStatus { outcome, detail: Some(Detail::Upgrade) };
         Answer { head: response.map(drop), content: Content::Empty, cache_status, upstream: None }
@@ -200,6 +216,12 @@ impl Proxy {
             ContentTrouble::Broken => Answer::generated(StatusCode::BAD_REQUEST, Detail::BadRequest),
         }
     }
+}
+
+/// Passes on what is read until there is no more; there is nobody to tell of an error.
+async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
 }
 
 /// The client's side of an upgrade that the route lets pass, and to what.

@@ -32,6 +32,9 @@ pub(super) struct Server {
     host: Host,
     health: Health,
     in_flight: AtomicUsize,
+    made: Instant,
+    /// When it last answered, in nanoseconds since it was made.
+    answered: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
     /// One for each worker.
@@ -85,6 +88,8 @@ impl Server {
             checker: connect::client(any.clone()),
             connector: any,
             in_flight: AtomicUsize::new(0),
+            made: Instant::now(),
+            answered: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             telemetry: Arc::clone(telemetry),
@@ -135,8 +140,17 @@ impl Server {
         let admission = self.health.admit(now)?;
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let verdict = Verdict { server: Arc::clone(self), admission, is_given: false };
+        let verdict = Verdict { server: Arc::clone(self), admission, begun: Instant::now(), is_given: false };
         Some(Attempt { in_flight: InFlight(Arc::clone(self)), verdict })
+    }
+
+    /// Whether an answer came after `begun`: whoever failed meanwhile failed by itself.
+    fn has_answered_since(&self, begun: Instant) -> bool {
+        self.answered.load(Ordering::Relaxed) > self.nanos(begun)
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.made).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The connections that suit the request.
@@ -331,6 +345,7 @@ pub(super) struct Attempt {
 struct Verdict {
     server: Arc<Server>,
     admission: Admission,
+    begun: Instant,
     is_given: bool,
 }
 
@@ -344,21 +359,25 @@ impl Attempt {
     pub fn succeeded(mut self) -> InFlight {
         let admission = self.verdict.admission;
         let server = self.verdict.give();
+        server.answered.store(server.nanos(Instant::now()), Ordering::Relaxed);
         server.tell(server.health.succeeded(admission));
         self.in_flight
     }
 
-    /// None came. Only what the server is to blame for is logged and counted; a client that left is not.
+    /// None came. Only what the server is to blame for is logged and counted; a client that left is not. A server that
+    /// answered others in the meantime is not left out for it: clients could else do that by what they ask for.
     pub fn failed(mut self, failure: Failure, now: Instant) -> UpstreamError {
         let is_blamed = failure.blames_server();
         let Failure { error, cause, .. } = failure;
         if is_blamed {
-            let admission = self.verdict.admission;
+            let (admission, begun) = (self.verdict.admission, self.verdict.begun);
             let server = self.verdict.give();
             let (upstream, url) = (server.upstream.to_string(), server.name());
             server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
             server.failures.fetch_add(1, Ordering::Relaxed);
-            server.tell(server.health.failed(admission, now));
+            if admission == Admission::Trial || !server.has_answered_since(begun) {
+                server.tell(server.health.failed(admission, now));
+            }
         }
         error
     }

@@ -85,6 +85,29 @@ async fn a_websocket_passes_untouched() {
 }
 
 #[tokio::test]
+async fn a_tunnel_whose_client_has_left_ends_though_the_upstream_stays() {
+    let origin = RawOrigin::start(|mut stream, _head| async move {
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        stream.write_all(switch.as_bytes()).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let toml = format!("[server.limits]\nidle_timeout = \"1s\"\n\n{}", one_route(&origin.url(), ""));
+    let proxy = Proxy::start(&toml);
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let ask = b"GET /chat HTTP/1.1\r\nhost: a.test\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 101");
+    assert_eq!(proxy.stats().await["process"]["tunnels"], 1);
+    drop(stream);
+    let begun = std::time::Instant::now();
+    while proxy.stats().await["process"]["tunnels"] != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the tunnel stays");
+    }
+}
+
+#[tokio::test]
 async fn an_event_stream_arrives_as_it_comes() {
     let (release, released) = tokio::sync::watch::channel(false);
     let origin = RawOrigin::start(move |mut stream, _head| {

@@ -472,3 +472,35 @@ async fn who_waits_for_a_body_without_end_waits_no_longer_than_the_route_says() 
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(leader.chunk().await.unwrap().is_some(), "the leader reads on");
 }
+
+#[tokio::test]
+async fn a_path_that_hangs_takes_no_server_away_that_answers_others() {
+    let origin = Origin::start(|seen| async move {
+        if seen.target.starts_with("/hang") {
+            std::future::pending::<()>().await;
+        }
+        reply(200, &[], &seen.target)
+    });
+    let toml = format!(
+        "[upstream.api]\nurl = \"{}\"\nfirst_byte_timeout = \"500ms\"\nbreaker = {{ failures = 2, open = \"1h\" }}\n",
+        origin.url()
+    );
+    let proxy = Proxy::start(&toml);
+    let client = client();
+    let paths: Vec<String> = (0..20).map(|nth| proxy.url(&format!("/hang/{nth}"))).collect();
+    let hanging = futures_util::future::join_all(paths.iter().map(|path| get(&client, path)));
+    let others = async {
+        while !(0..20).all(|nth| origin.count(&format!("/hang/{nth}")) == 1) {
+            tokio::task::yield_now().await;
+        }
+        get(&client, &proxy.url("/meanwhile")).await
+    };
+    let (hung, answered) = tokio::join!(hanging, others);
+    assert!(hung.iter().all(|got| got.status == 504), "{hung:?}");
+    assert_eq!(answered.status, 200);
+    assert_eq!(get(&client, &proxy.url("/after")).await.status, 200);
+    assert_eq!(proxy.stats().await["upstreams"]["api"]["servers"][0]["state"], "up");
+    // Where nobody is answered, it is left alone.
+    futures_util::future::join_all(paths.iter().take(2).map(|path| get(&client, path))).await;
+    assert_eq!(proxy.stats().await["upstreams"]["api"]["servers"][0]["state"], "ejected");
+}
