@@ -71,6 +71,10 @@ fn a_mistake_is_told_with_its_line_and_what_was_expected() {
         "5: server.limits.header_size: \"x\" is not a size; expected for example \"64 KiB\"",
     );
     check(
+        "[server.limits]\nuri_length = \"0\"",
+        "5: server.limits.uri_length: \"0\" is too small; expected at least \"1 KiB\"",
+    );
+    check(
         "[server.limits]\nidle_timeout = \"0s\"",
         "5: server.limits.idle_timeout: \"0s\" is too short; expected at least \"1ms\"",
     );

@@ -182,6 +182,17 @@ impl<'a> Reader<'a> {
         size.unwrap_or_else(|| units::size(default).unwrap_or_default())
     }
 
+    /// The same, and at least 1 KiB.
+    pub(super) fn size_of_kib(&self, key: &'static str, default: &str) -> u64 {
+        let size = self.size(key, default);
+        if size < 1024
+            && let Some(given) = self.given(key)
+        {
+            self.problem(key, &given, "is too small; expected at least \"1 KiB\"");
+        }
+        size
+    }
+
     pub(super) fn whole(&self, key: &'static str, default: usize, range: RangeInclusive<usize>) -> usize {
         let read = self.optional(key, Some(default.to_string()), |it| {
             let number = it.value.as_integer().and_then(whole).and_then(|number| usize::try_from(number).ok());

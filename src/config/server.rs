@@ -143,9 +143,9 @@ fn purge(reader: &Reader<'_>) -> Arc<[IpNet]> {
 
 fn limits(reader: &Reader<'_>) -> Limits {
     let limits = Limits {
-        header_size: reader.size("header_size", "16 KiB"),
+        header_size: reader.size_of_kib("header_size", "16 KiB"),
         header_count: reader.whole("header_count", 100, 1..=10_000),
-        uri_length: usize::try_from(reader.size("uri_length", "8 KiB")).unwrap_or(usize::MAX),
+        uri_length: usize::try_from(reader.size_of_kib("uri_length", "8 KiB")).unwrap_or(usize::MAX),
         connections: reader.whole("connections", 10_000, 1..=1_000_000),
         connections_per_address: reader.whole("connections_per_address", 2500, 0..=1_000_000),
         header_timeout: reader.positive_duration("header_timeout", "10s"),
