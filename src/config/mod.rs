@@ -180,6 +180,12 @@ pub struct Limits {
     pub http2_streams: u32,
     /// Streams of an HTTP/2 connection reset and not yet forgotten; above it the connection is closed.
     pub http2_resets: usize,
+    /// Ranges that a request may name; above it its `Range` is ignored.
+    pub ranges: usize,
+    /// Tags that a response may have of its origin; above it, it is not stored.
+    pub tags: usize,
+    /// Interim responses (1xx) that an upstream may send to one request; above it the response is a failure.
+    pub interim: usize,
 }
 
 /// `[admin]`, checked.

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::notes::Source;
 use super::reader::{Reader, nearest};
 use super::{AdminConfig, Limits, Listen, ListenTls, ServerConfig, Stats, tls, units};
+use crate::fields::range::RANGES_MAX;
 use crate::target::{Authority, Scheme};
 use crate::telemetry::{AccessLog, Format, Level, LogConfig};
 
@@ -156,6 +157,9 @@ fn limits(reader: &Reader<'_>) -> Limits {
         waiters: reader.whole("waiters", 50_000, 1..=10_000_000),
         http2_streams: u32::try_from(reader.whole("http2_streams", 100, 1..=10_000)).unwrap_or(u32::MAX),
         http2_resets: reader.whole("http2_resets", 64, 1..=10_000),
+        ranges: reader.whole("ranges", 16, 0..=RANGES_MAX),
+        tags: reader.whole("tags", 64, 0..=1000),
+        interim: reader.whole("interim", 16, 0..=1000),
     };
     reader.finish();
     limits

@@ -1,32 +1,42 @@
 //! Fields by which a sender passes for a proxy: who asked, and for what host, target or method.
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Whose request it is; these are in no key.
-const ADDRESSES: [&str; 13] = [
+const ADDRESSES: [&str; 20] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "client-ip",
+    "cloudfront-viewer-address",
     "fastly-client-ip",
     "true-client-ip",
+    "wl-proxy-client-ip",
+    "x-appengine-user-ip",
+    "x-azure-clientip",
     "x-client-ip",
     "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "x-forward-for",
     "x-forwarded-for",
     "x-original-for",
     "x-original-forwarded-for",
+    "x-originating-ip",
     "x-real-ip",
     "x-remote-addr",
     "x-remote-ip",
 ];
 
 /// What else a proxy may claim, besides all that begins with [`PREFIX`].
-const CLAIMS: [&str; 20] = [
+const CLAIMS: [&str; 26] = [
     "cf-visitor",
     "cloudfront-forwarded-proto",
     "forwarded",
     "front-end-https",
     // Taken for the environment variable HTTP_PROXY by CGI programs.
     "proxy",
+    "x-arr-ssl",
+    "x-backend-host",
+    "x-envoy-original-path",
     "x-host",
     "x-http-destinationurl",
     "x-http-host-override",
@@ -35,22 +45,26 @@ const CLAIMS: [&str; 20] = [
     "x-method",
     "x-method-override",
     "x-original-host",
+    "x-original-path",
     "x-original-proto",
     "x-original-uri",
     "x-original-url",
+    "x-proxy-url",
     "x-real-host",
+    "x-request-uri",
     "x-rewrite-url",
     "x-scheme",
     "x-url-scheme",
 ];
 
 const PREFIX: &str = "x-forwarded";
+static FORWARDED: HeaderName = http::header::FORWARDED;
 
 /// Whether the field is for proxies to send.
 pub fn is_claim(name: &HeaderName) -> bool {
     as_read(name.as_str(), |name| {
         // Nearly every field is told apart by its first letter.
-        matches!(name.as_bytes(), [b'c' | b'f' | b'p' | b't' | b'x', ..])
+        matches!(name.as_bytes(), [b'c' | b'f' | b'p' | b't' | b'w' | b'x', ..])
             && (name.starts_with(PREFIX) || CLAIMS.contains(&name) || ADDRESSES.contains(&name))
     })
 }
@@ -81,14 +95,13 @@ pub fn remove_if(fields: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
 
 /// What the proxies in front say of the request itself, by name: the upstream may answer by it. Addresses are left out.
 pub fn claims(fields: &HeaderMap) -> Vec<(&HeaderName, Vec<u8>)> {
-    let told = fields.iter().filter(|(name, _)| is_claim(name) && !is_address(name));
-    let mut claims: Vec<_> = told
-        .map(|(name, value)| match name.as_str() {
-            "forwarded" => (name, without_addresses(value.as_bytes())),
-            _ => (name, value.as_bytes().to_vec()),
-        })
-        .filter(|(_, value)| !value.is_empty())
-        .collect();
+    let told = fields.iter().filter(|(name, _)| is_claim(name) && !is_address(name) && *name != FORWARDED);
+    let mut claims: Vec<_> = told.map(|(name, value)| (name, value.as_bytes().to_vec())).collect();
+    let lines: Vec<&[u8]> = fields.get_all(&FORWARDED).iter().map(HeaderValue::as_bytes).collect();
+    let forwarded = without_addresses(&lines.join(&b","[..]));
+    if !forwarded.is_empty() {
+        claims.push((&FORWARDED, forwarded));
+    }
     // A stable sort: the lines of one field keep their order.
     claims.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
     claims
@@ -137,8 +150,6 @@ fn as_read(name: &str, ask: impl Fn(&str) -> bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn fields(all: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -177,6 +188,8 @@ mod tests {
         let check_forwarded = |value, expected| check(&[("forwarded", value)], &[("forwarded", expected)]);
         check_forwarded("for=1; host=a;proto=http, for=2;host=b", "for; host=a;proto=http, for;host=b");
         check_forwarded("for=1, for=2;host=b", "for, for;host=b");
+        check(&[("forwarded", "for=1"), ("forwarded", "for=2;host=b")], &[("forwarded", "for,for;host=b")]);
+        check(&[("x-forwarded-proto", "")], &[("x-forwarded-proto", "")]);
         check_forwarded("host=\"a;for=b\"", "host=\"a;for=b\"");
         check_forwarded("for=\"a,\\\";b\";host=c", "for;host=c");
     }

@@ -4,7 +4,7 @@ use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 /// The bound on the number of ranges in one request; above it `Range` is ignored (CVE-2011-3192).
-pub const RANGES_MAX: usize = 16;
+pub const RANGES_MAX: usize = 256;
 
 /// One requested range, before the representation's length is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +60,11 @@ pub fn requested(fields: &HeaderMap) -> Option<Vec<RangeSpec>> {
     (!specs.is_empty()).then_some(specs)
 }
 
-/// Whether `Range` is ignored for naming more than [`RANGES_MAX`].
-pub fn names_too_many(fields: &HeaderMap) -> bool {
+/// Whether `Range` names more ranges than `most`.
+pub fn names_more_than(most: usize, fields: &HeaderMap) -> bool {
     let Some(set) = only(fields, RANGE).and_then(|value| after_unit(value.as_bytes(), b'=')) else { return false };
     let named = set.split(|&byte| byte == b',').filter(|member| !member.trim_ascii().is_empty());
-    named.take(RANGES_MAX + 1).count() > RANGES_MAX
+    named.take(most + 1).count() > most
 }
 
 /// A valid `Content-Range: bytes first-last/complete`.

@@ -3,8 +3,6 @@
 use http::{HeaderMap, HeaderName};
 use sfv::{BareItem, List, ListEntry, Parser};
 
-/// The bound on an origin's tags per response.
-pub const TAGS_MAX: usize = 64;
 /// The bound on a tag's length, in bytes.
 pub const TAG_BYTES_MAX: usize = 128;
 
@@ -18,24 +16,24 @@ const CACHE_GROUP_INVALIDATION: HeaderName = HeaderName::from_static("cache-grou
 pub struct OverTagLimits;
 
 /// The origin's tags: `Surrogate-Key` split at spaces, `Cache-Tag` at commas, each as is;
-/// `Cache-Groups` members prefixed with `group:` and `origin` (their scope is the origin, RFC 9875 §2).
-pub fn tags(fields: &HeaderMap, origin: &str) -> Result<Box<[Box<str>]>, OverTagLimits> {
+/// `Cache-Groups` members prefixed with `group:` and `origin` (their scope is the origin, RFC 9875 §2). At most `most`.
+pub fn tags(fields: &HeaderMap, origin: &str, most: usize) -> Result<Box<[Box<str>]>, OverTagLimits> {
     let mut tags = Vec::new();
     for line in fields.get_all(SURROGATE_KEY) {
         for tag in line.as_bytes().split(u8::is_ascii_whitespace) {
-            add(&mut tags, tag)?;
+            add(&mut tags, tag, most)?;
         }
     }
     for line in fields.get_all(CACHE_TAG) {
         for tag in line.as_bytes().split(|&byte| byte == b',') {
-            add(&mut tags, tag.trim_ascii())?;
+            add(&mut tags, tag.trim_ascii(), most)?;
         }
     }
     for group in groups(fields, &CACHE_GROUPS) {
         if group.len() > TAG_BYTES_MAX {
             return Err(OverTagLimits);
         }
-        keep(&mut tags, group_tag(origin, &group))?;
+        keep(&mut tags, group_tag(origin, &group), most)?;
     }
     Ok(tags.into_boxed_slice())
 }
@@ -50,19 +48,19 @@ pub fn is_group(tag: &str) -> bool {
     tag.strip_prefix("group:http").is_some_and(|rest| rest.contains("://") && rest.contains(' '))
 }
 
-fn add(tags: &mut Vec<Box<str>>, tag: &[u8]) -> Result<(), OverTagLimits> {
+fn add(tags: &mut Vec<Box<str>>, tag: &[u8], most: usize) -> Result<(), OverTagLimits> {
     match tag.len() {
         0 => Ok(()),
-        1..=TAG_BYTES_MAX => keep(tags, String::from_utf8_lossy(tag).into()),
+        1..=TAG_BYTES_MAX => keep(tags, String::from_utf8_lossy(tag).into(), most),
         _ => Err(OverTagLimits),
     }
 }
 
-fn keep(tags: &mut Vec<Box<str>>, tag: Box<str>) -> Result<(), OverTagLimits> {
+fn keep(tags: &mut Vec<Box<str>>, tag: Box<str>, most: usize) -> Result<(), OverTagLimits> {
     if tags.contains(&tag) {
         return Ok(());
     }
-    if tags.len() == TAGS_MAX {
+    if tags.len() >= most {
         return Err(OverTagLimits);
     }
     tags.push(tag);
@@ -98,6 +96,8 @@ mod tests {
 
     use super::*;
 
+    const TAGS_MAX: usize = 64;
+
     fn of(fields: &[(&'static str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in fields {
@@ -108,7 +108,7 @@ mod tests {
 
     fn check(fields: &[(&'static str, &str)], expected: Result<&[&str], OverTagLimits>) {
         let expected = expected.map(|tags| tags.iter().map(|tag| Box::from(*tag)).collect());
-        assert_eq!(tags(&of(fields), "https://a.test"), expected, "{fields:?}");
+        assert_eq!(tags(&of(fields), "https://a.test", TAGS_MAX), expected, "{fields:?}");
     }
 
     #[test]
@@ -139,10 +139,11 @@ mod tests {
         check(&[("cache-tag", &format!("{longest}x"))], Err(OverTagLimits));
         check(&[("cache-groups", &format!("\"{longest}x\""))], Err(OverTagLimits));
         let many = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(tags(&of(&[("surrogate-key", &many(TAGS_MAX))]), "").map(|tags| tags.len()), Ok(TAGS_MAX));
+        assert_eq!(tags(&of(&[("surrogate-key", &many(TAGS_MAX))]), "", TAGS_MAX).map(|tags| tags.len()), Ok(TAGS_MAX));
         check(&[("surrogate-key", &many(TAGS_MAX + 1))], Err(OverTagLimits));
         assert_eq!(
-            tags(&of(&[("surrogate-key", &many(TAGS_MAX)), ("cache-tag", "0, 1")]), "").map(|tags| tags.len()),
+            tags(&of(&[("surrogate-key", &many(TAGS_MAX)), ("cache-tag", "0, 1")]), "", TAGS_MAX)
+                .map(|tags| tags.len()),
             Ok(TAGS_MAX)
         );
     }

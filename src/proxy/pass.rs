@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{CONNECTION, RANGE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -75,7 +75,9 @@ impl Proxy {
             passing.bypass.detail = Some(Detail::RequestBody);
             return Err(Box::new(passing));
         };
-        if range::names_too_many(&passing.parts.headers) {
+        if range::names_more_than(passing.generation.server.limits.ranges, &passing.parts.headers) {
+            // RFC 9110 §14.2 lets it be ignored.
+            passing.parts.headers.remove(RANGE);
             self.shared.telemetry.limited(Limit::Ranges);
         }
         // What cannot be keyed passes as it came. Without content everything can.
@@ -120,6 +122,7 @@ impl Proxy {
         let options = CallOptions {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
             client_host: Some(passing.sender.host.clone()),
+            interim_max: Some(passing.generation.server.limits.interim),
         };
         let begun = std::time::Instant::now();
         let name = Arc::clone(name);

@@ -239,6 +239,9 @@ mod tests {
                 waiters: 1,
                 http2_streams: 1,
                 http2_resets: 1,
+                ranges: 1,
+                tags: 1,
+                interim: 1,
             },
         }
     }

@@ -98,7 +98,7 @@ impl Call<'_> {
     async fn attempt(&self, client: &PooledClient, head: Request<()>) -> Result<Response<Incoming>, Failure> {
         let asked_upgrade = head.headers().contains_key(UPGRADE);
         let mut request = head.map(|()| self.source.body());
-        let interims = Interims::of(&mut request);
+        let interims = Interims::of(&mut request, self.options.interim_max);
         let mut connection = capture_connection(&mut request);
         let timeout = self.options.first_byte_timeout.unwrap_or(self.upstream.config.first_byte_timeout);
         let response = client.request(request);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::sync::Notify;
 
-/// More of them before one response are an attack.
+/// So many before one response are enough, where a call does not say.
 const INTERIM_MAX: usize = 16;
 
 type Listener = dyn Fn(StatusCode, &HeaderMap) + Send + Sync;
@@ -30,16 +30,18 @@ impl fmt::Debug for OnInterim {
 }
 
 /// The interim responses to one attempt.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Interims {
+    most: usize,
     count: AtomicUsize,
     exceeded: Notify,
 }
 
 impl Interims {
     /// Counts those to `request`, and tells its listener of as many as are allowed.
-    pub fn of<B>(request: &mut Request<B>) -> Arc<Self> {
-        let interims = Arc::new(Self::default());
+    pub fn of<B>(request: &mut Request<B>, most: Option<usize>) -> Arc<Self> {
+        let most = most.unwrap_or(INTERIM_MAX);
+        let interims = Arc::new(Self { most, count: AtomicUsize::new(0), exceeded: Notify::new() });
         let listener = request.extensions_mut().remove::<OnInterim>();
         let counted = Arc::clone(&interims);
         hyper::ext::on_informational(request, move |response| {
@@ -53,12 +55,12 @@ impl Interims {
     }
 
     fn admit(&self) -> bool {
-        self.count.fetch_add(1, Ordering::Relaxed) < INTERIM_MAX
+        self.count.fetch_add(1, Ordering::Relaxed) < self.most
     }
 
     /// Whether there were more than are allowed.
     pub fn are_too_many(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > INTERIM_MAX
+        self.count.load(Ordering::Relaxed) > self.most
     }
 
     /// Waits until there are.

@@ -123,6 +123,8 @@ pub struct CallOptions {
     pub first_byte_timeout: Option<Duration>,
     /// The client's Host, for `HostRule::Preserve`.
     pub client_host: Option<http::HeaderValue>,
+    /// The most interim responses; 16 where it does not say.
+    pub interim_max: Option<usize>,
 }
 
 /// Every upstream of one configuration.

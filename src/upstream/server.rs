@@ -47,6 +47,9 @@ pub(super) struct Server {
     telemetry: Arc<Telemetry>,
 }
 
+/// How long before a request an answer still shows that the server is well, in nanoseconds.
+const JUST_BEFORE: u64 = 1_000_000_000;
+
 /// The Host rule, ready for use.
 enum Host {
     Upstream(HeaderValue),
@@ -144,9 +147,10 @@ impl Server {
         Some(Attempt { in_flight: InFlight(Arc::clone(self)), verdict })
     }
 
-    /// Whether an answer came after `begun`: whoever failed meanwhile failed by itself.
+    /// Whether an answer came after `begun`, or just before: whoever failed meanwhile failed by itself.
     fn has_answered_since(&self, begun: Instant) -> bool {
-        self.answered.load(Ordering::Relaxed) > self.nanos(begun)
+        let since = self.nanos(begun).saturating_sub(JUST_BEFORE);
+        self.answered.load(Ordering::Relaxed) > since
     }
 
     fn nanos(&self, at: Instant) -> u64 {
@@ -364,10 +368,11 @@ impl Attempt {
         self.in_flight
     }
 
-    /// None came. Only what the server is to blame for is logged and counted; a client that left is not. A server that
-    /// answered others in the meantime is not left out for it: clients could else do that by what they ask for.
+    /// None came. Only what the server is to blame for is logged and counted; a client that left is not. A server that is
+    /// reached, and answered others just now, is not left out for it: clients could else do that by what they ask for.
     pub fn failed(mut self, failure: Failure, now: Instant) -> UpstreamError {
         let is_blamed = failure.blames_server();
+        let is_unreached = matches!(failure.error, UpstreamError::Connect | UpstreamError::ConnectTimeout);
         let Failure { error, cause, .. } = failure;
         if is_blamed {
             let (admission, begun) = (self.verdict.admission, self.verdict.begun);
@@ -375,7 +380,7 @@ impl Attempt {
             let (upstream, url) = (server.upstream.to_string(), server.name());
             server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
             server.failures.fetch_add(1, Ordering::Relaxed);
-            if admission == Admission::Trial || !server.has_answered_since(begun) {
+            if is_unreached || admission == Admission::Trial || !server.has_answered_since(begun) {
                 server.tell(server.health.failed(admission, now));
             }
         }

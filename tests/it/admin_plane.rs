@@ -183,6 +183,7 @@ async fn a_purge_of_everything_costs_each_key_one_fetch_and_a_soft_one_no_stale_
     };
     get(&client(), &proxy.url("/a")).await;
     for purges in 1..=50 {
+        proxy.clock.advance(Duration::from_secs(1));
         order(if purges % 2 == 0 { "{\"all\":true,\"soft\":true}" } else { "{\"all\":true}" }).await;
         let client = client();
         let url = proxy.url("/a");

@@ -498,6 +498,30 @@ async fn responses_with_too_many_tags_or_too_long_ones_are_not_stored() {
 }
 
 #[tokio::test]
+async fn ranges_tags_and_interim_responses_are_bounded_as_is_configured() {
+    let origin = RawOrigin::start(|mut stream, head| async move {
+        let hints = head.split("GET /hints/").nth(1).map_or(0, |rest| usize::from(rest.as_bytes()[0] - b'0'));
+        let early = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n".repeat(hints);
+        let fields = "cache-control: max-age=60\r\nsurrogate-key: a b c\r\nconnection: close\r\ncontent-length: 4";
+        let fields = if head.contains("/two") { fields.replace(" c\r", "\r") } else { fields.to_owned() };
+        let _ = stream.write_all(format!("{early}HTTP/1.1 200 OK\r\n{fields}\r\n\r\nbody").as_bytes()).await;
+    });
+    let limits = "[server.limits]\nranges = 1\ntags = 2\ninterim = 3\n\n";
+    let proxy = Proxy::start(&format!("{limits}{}", one_route(&origin.url(), "")));
+    let client = client();
+    assert!(get(&client, &proxy.url("/three")).await.cache_status.ends_with("detail=too-many-tags"));
+    assert!(get(&client, &proxy.url("/two")).await.cache_status.ends_with("stored"));
+    for (ranges, status) in [("bytes=1-2", 206), ("bytes=0-0,2-2", 200)] {
+        assert_eq!(client.get(proxy.url("/two")).header("range", ranges).send().await.unwrap().status(), status);
+    }
+    assert_eq!(get(&client, &proxy.url("/hints/3/two")).await.status, 200);
+    assert_eq!(get(&client, &proxy.url("/hints/4/two")).await.status, 502);
+    for limit in ["ranges", "tags", "interim"] {
+        assert_eq!(met(&proxy, limit).await, 1, "{limit}");
+    }
+}
+
+#[tokio::test]
 async fn variants_beyond_the_bound_and_interim_heads_beyond_theirs_are_counted() {
     let origin = RawOrigin::start(|mut stream, head| async move {
         let early = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";

@@ -110,7 +110,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Whether the cache takes no part in it.
+    /// Whether nothing of its answer is stored.
     pub fn bypasses(&self) -> bool {
         self.no_store || self.is_personal()
     }
@@ -505,7 +505,8 @@ impl State {
             return true;
         }
         let Reuse::For { longest, while_revalidating, if_error, .. } = exchange.reuse else { return false };
-        if ask.bypasses() {
+        // A client's no-store is obeyed for what it gets fetched, and forces no fetch.
+        if ask.is_personal() {
             return false;
         }
         let (floor, floor_on_error) = self.floors(ask);
