@@ -1,7 +1,8 @@
 //! Passive ejection: a server that fails again and again is left out for a while, then tried by one request.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Breaker;
 
@@ -10,7 +11,8 @@ use super::Breaker;
 /// Failures are those of transport: no connection, no head in time, a connection that broke before the head. An answer
 /// is an answer, 5xx too: what it is worth is the policy's to say, and ejecting by status would let one broken route
 /// take the whole server away. The only server of an upstream is ejected like any other: callers then learn at once
-/// that there is nobody to ask, and may serve what is stored, instead of waiting for a timeout each.
+/// that there is nobody to ask, and may serve what is stored, instead of waiting for a timeout each. But a server that is
+/// reached and answered others just now ([`LastAnswer`]) is not left out for what some requests meet.
 #[derive(Debug)]
 pub(super) struct Health {
     breaker: Breaker,
@@ -30,6 +32,38 @@ enum State {
     OnTrial {
         since: Instant,
     },
+}
+
+/// When a server last answered.
+#[derive(Debug)]
+pub(super) struct LastAnswer {
+    made: Instant,
+    /// In nanoseconds since then.
+    at: AtomicU64,
+}
+
+/// How long before a request an answer still shows that the server is well.
+const JUST_BEFORE: Duration = Duration::from_secs(1);
+
+impl LastAnswer {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { made: Instant::now(), at: AtomicU64::new(0) }
+    }
+
+    /// One came.
+    pub fn note(&self) {
+        self.at.store(self.nanos(Instant::now()), Relaxed);
+    }
+
+    /// Whether one came after a request had begun, or just before: a request that failed meanwhile failed by itself.
+    pub fn was_by(&self, begun: Instant) -> bool {
+        self.at.load(Relaxed) > self.nanos(begun).saturating_sub(JUST_BEFORE.as_nanos() as u64)
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.made).as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// As what a request may go to a server.

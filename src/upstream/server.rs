@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Request, Uri};
 use super::checks::Checks;
 use super::connect::{self, Connector, Offer, PooledClient, Tls};
 use super::error::Failure;
-use super::health::{Admission, Change, Health};
+use super::health::{Admission, Change, Health, LastAnswer};
 use super::outgoing::OutgoingBody;
 use super::{HealthCheck, HostRule, ServerStats, UpstreamConfig, UpstreamError};
 use crate::telemetry::Telemetry;
@@ -32,9 +32,7 @@ pub(super) struct Server {
     host: Host,
     health: Health,
     in_flight: AtomicUsize,
-    made: Instant,
-    /// When it last answered, in nanoseconds since it was made.
-    answered: AtomicU64,
+    answered: LastAnswer,
     requests: AtomicU64,
     failures: AtomicU64,
     /// One for each worker.
@@ -46,9 +44,6 @@ pub(super) struct Server {
     connector: Connector,
     telemetry: Arc<Telemetry>,
 }
-
-/// How long before a request an answer still shows that the server is well, in nanoseconds.
-const JUST_BEFORE: u64 = 1_000_000_000;
 
 /// The Host rule, ready for use.
 enum Host {
@@ -91,8 +86,7 @@ impl Server {
             checker: connect::client(any.clone()),
             connector: any,
             in_flight: AtomicUsize::new(0),
-            made: Instant::now(),
-            answered: AtomicU64::new(0),
+            answered: LastAnswer::new(),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             telemetry: Arc::clone(telemetry),
@@ -145,16 +139,6 @@ impl Server {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let verdict = Verdict { server: Arc::clone(self), admission, begun: Instant::now(), is_given: false };
         Some(Attempt { in_flight: InFlight(Arc::clone(self)), verdict })
-    }
-
-    /// Whether an answer came after `begun`, or just before: whoever failed meanwhile failed by itself.
-    fn has_answered_since(&self, begun: Instant) -> bool {
-        let since = self.nanos(begun).saturating_sub(JUST_BEFORE);
-        self.answered.load(Ordering::Relaxed) > since
-    }
-
-    fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.made).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The connections that suit the request.
@@ -363,7 +347,7 @@ impl Attempt {
     pub fn succeeded(mut self) -> InFlight {
         let admission = self.verdict.admission;
         let server = self.verdict.give();
-        server.answered.store(server.nanos(Instant::now()), Ordering::Relaxed);
+        server.answered.note();
         server.tell(server.health.succeeded(admission));
         self.in_flight
     }
@@ -380,7 +364,7 @@ impl Attempt {
             let (upstream, url) = (server.upstream.to_string(), server.name());
             server.telemetry.emit(&Event::UpstreamFailed { upstream, server: url, error, cause });
             server.failures.fetch_add(1, Ordering::Relaxed);
-            if is_unreached || admission == Admission::Trial || !server.has_answered_since(begun) {
+            if is_unreached || admission == Admission::Trial || !server.answered.was_by(begun) {
                 server.tell(server.health.failed(admission, now));
             }
         }
