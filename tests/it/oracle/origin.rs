@@ -130,7 +130,8 @@ fn plan(asked: &Asked, rng: &Mutex<Rng>, model: &Model, mood: &Mood) -> (usize, 
     let (exchange, version, body) = model.arrives(|known| {
         let latest = known.latest(asked.page, &draft.exchange.variant, &draft.exchange.identity);
         draft.answer(asked, latest.map(|latest| (latest, known.length(latest))), &mut rng);
-        if draft.set_cookie || draft.framing == Framing::Close {
+        // Without content nothing is left open at its end.
+        if draft.set_cookie || draft.framing == Framing::Close && asked.method != "HEAD" {
             draft.exchange.reuse = Reuse::Never;
         }
         (draft.exchange.clone(), draft.body.clone())
