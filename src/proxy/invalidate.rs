@@ -42,6 +42,7 @@ pub async fn after<B: Sync>(
     let own = matched.map(|(route, params)| (&**route, params));
     let of_get = generation.routes.find(target, &Method::GET);
     let of_get = of_get.as_ref().map(|found| (&**found.route, &found.params));
+    let of_get = of_get.filter(|(route, _)| own.is_none_or(|(own, _)| !std::ptr::eq(*route, own)));
     for (route, params) in own.into_iter().chain(of_get) {
         let templates = route.caching.iter().flat_map(|caching| &caching.invalidates);
         tags.extend(templates.map(|template| Tag::Surrogate(template.expand(params))));
