@@ -20,7 +20,7 @@ impl Store {
     pub fn purge_stats(&self, now: Timestamp) -> PurgeStats {
         let an_hour_ago = now.as_millis().saturating_sub(3_600_000).saturating_mul(1000);
         PurgeStats {
-            last: self.ledger.last(),
+            last: self.ledger.synced().to,
             unrecorded: self.ledger.waiting() as u64,
             false_rate: self.ledger.false_rate(PurgeNumber(an_hour_ago)),
         }
@@ -45,7 +45,7 @@ pub struct StoreStats {
 /// The figures of the purge ledger.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PurgeStats {
-    /// The last purge known: microseconds since the Unix epoch.
+    /// The last purge that is obeyed here, with all before it: microseconds since the Unix epoch.
     pub last: PurgeNumber,
     /// Slots that wait to be recorded in Redis.
     pub unrecorded: u64,
