@@ -14,12 +14,9 @@ use crate::proxy::rounds::Pseudonym;
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::store::asked::Asked;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, UNROUTED};
 use crate::telemetry::metrics::RouteCounters;
 use crate::upstream::Upstreams;
-
-/// The name under which requests that no route matches are counted.
-pub const UNROUTED: &str = "(no route)";
 
 /// What a request loads once and sees to its end.
 pub struct Generation {

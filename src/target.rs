@@ -1,6 +1,10 @@
 //! A request's target, normalised once for match, key and upstream (RFC 3986 §6.2.2).
 
 use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::uri::PathAndQuery;
 
 /// The scheme of the listener a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,8 +39,12 @@ const MAX_HOST: usize = 253;
 /// A host and port: lower case, no trailing dot, no default port, no user information.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Authority {
-    host: Box<str>,
+    text: Box<str>,
+    /// Where the host ends in `text`.
+    host_length: usize,
     port: Option<u16>,
+    /// `text` as a field's value.
+    value: HeaderValue,
 }
 
 /// Why a target is refused with 400.
@@ -63,12 +71,25 @@ impl Authority {
             }
         };
         let port = port.filter(|port| *port != scheme.default_port());
-        Ok(Self { host, port })
+        let host_length = host.len();
+        let text = port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+        let value = HeaderValue::from_str(&text).map_err(|_| BadTarget::Host)?;
+        Ok(Self { text: text.into(), host_length, port, value })
+    }
+
+    /// Host and port.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
     /// The host, lower case; IPv6 in brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.text[..self.host_length]
+    }
+
+    /// Host and port as the value of `Host`.
+    pub const fn as_value(&self) -> &HeaderValue {
+        &self.value
     }
 
     /// The port where it is not the scheme's default.
@@ -79,26 +100,23 @@ impl Authority {
 
 impl std::fmt::Display for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{}:{port}", self.host),
-            None => f.write_str(&self.host),
-        }
+        f.write_str(&self.text)
     }
 }
 
-fn ipv6_literal(address: &str) -> Result<Box<str>, BadTarget> {
+fn ipv6_literal(address: &str) -> Result<String, BadTarget> {
     let address: std::net::Ipv6Addr = address.parse().map_err(|_| BadTarget::Host)?;
-    Ok(format!("[{address}]").into())
+    Ok(format!("[{address}]"))
 }
 
 /// A name or IPv4 address. Sub-delimiters and percent-encodings, which RFC 3986 allows and DNS does not, are refused.
-fn registered_name(text: &str) -> Result<Box<str>, BadTarget> {
+fn registered_name(text: &str) -> Result<String, BadTarget> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let valid_label = |label: &str| !label.is_empty() && label.bytes().all(is_unreserved);
     if name.len() > MAX_HOST || !name.split('.').all(valid_label) {
         return Err(BadTarget::Host);
     }
-    Ok(name.to_ascii_lowercase().into())
+    Ok(name.to_ascii_lowercase())
 }
 
 /// The port of `rest`, which is empty or begins with `:`. An empty port counts as none (RFC 3986 §6.2.3).
@@ -116,31 +134,62 @@ fn port_after(rest: &str) -> Result<Option<u16>, BadTarget> {
     }
 }
 
-/// A normalised request target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A normalised request target. Cheap to clone where it was received in normal form.
+#[derive(Clone, Debug)]
 pub struct Target {
     /// The listener's scheme.
     pub scheme: Scheme,
     /// Host and port.
-    pub authority: Authority,
-    path: Box<str>,
-    query: Option<Box<str>>,
+    pub authority: Arc<Authority>,
+    text: Text,
 }
+
+/// Path and query. As nearly all are received in normal form, they are a slice of what was read.
+#[derive(Clone, Debug)]
+enum Text {
+    Received(PathAndQuery),
+    Made { path: Box<str>, query: Option<Box<str>> },
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        (self.scheme, &self.authority, self.path(), self.query())
+            == (other.scheme, &other.authority, other.path(), other.query())
+    }
+}
+
+impl Eq for Target {}
 
 impl Target {
     /// Normalises: unreserved octets decoded, percent-encodings in upper case, dot segments removed,
     /// an empty path is `/`. `%2F`, `%00` and the like stay encoded; bytes that must be encoded are.
-    pub fn new(scheme: Scheme, authority: Authority, path: &str, query: Option<&str>) -> Result<Self, BadTarget> {
-        if query.is_some_and(|query| query.bytes().any(|byte| byte.is_ascii_control())) {
-            return Err(BadTarget::Path);
-        }
+    pub fn new(
+        scheme: Scheme,
+        authority: impl Into<Arc<Authority>>,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Self, BadTarget> {
+        check_query(query)?;
         let path = if is_normal(path) { path.into() } else { normalised_path(path)?.into() };
-        Ok(Self { scheme, authority, path, query: query.map(Into::into) })
+        let text = Text::Made { path, query: query.map(Into::into) };
+        Ok(Self { scheme, authority: authority.into(), text })
+    }
+
+    /// The same of a target as it was received.
+    pub fn received(scheme: Scheme, authority: Arc<Authority>, target: &PathAndQuery) -> Result<Self, BadTarget> {
+        if !is_normal(target.path()) {
+            return Self::new(scheme, authority, target.path(), target.query());
+        }
+        check_query(target.query())?;
+        Ok(Self { scheme, authority, text: Text::Received(target.clone()) })
     }
 
     /// The normalised path, beginning with `/`.
     pub fn path(&self) -> &str {
-        &self.path
+        match &self.text {
+            Text::Received(received) => received.path(),
+            Text::Made { path, .. } => path,
+        }
     }
 
     /// As an absolute URI; none should hyper's grammar be narrower than the normalised form.
@@ -151,8 +200,16 @@ impl Target {
 
     /// The query as received, without `?`.
     pub fn query(&self) -> Option<&str> {
-        self.query.as_deref()
+        match &self.text {
+            Text::Received(received) => received.query(),
+            Text::Made { query, .. } => query.as_deref(),
+        }
     }
+}
+
+fn check_query(query: Option<&str>) -> Result<(), BadTarget> {
+    let has_control = query.is_some_and(|query| query.bytes().any(|byte| byte.is_ascii_control()));
+    if has_control { Err(BadTarget::Path) } else { Ok(()) }
 }
 
 const fn is_unreserved(byte: u8) -> bool {
@@ -165,14 +222,25 @@ const fn is_plain(byte: u8) -> bool {
         || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@')
 }
 
+/// [`is_plain`] and the slash, looked up: a path is read byte by byte on each request.
+static PLAIN_OR_SLASH: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = byte as u8 == b'/' || is_plain(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
 /// Whether nothing needs to be done: plain bytes alone and no segment that begins with a dot.
 fn is_normal(path: &str) -> bool {
-    let mut after_slash = false;
+    let mut before = b' ';
     path.starts_with('/')
         && path.bytes().all(|byte| {
-            let dotted = after_slash && byte == b'.';
-            after_slash = byte == b'/';
-            !dotted && (after_slash || is_plain(byte))
+            let is_dotted = before == b'/' && byte == b'.';
+            before = byte;
+            !is_dotted && PLAIN_OR_SLASH[usize::from(byte)]
         })
 }
 

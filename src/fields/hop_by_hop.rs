@@ -7,7 +7,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName};
 
 /// Removed wherever they are, named by `Connection` or not.
-const OWN: [HeaderName; 11] = [
+static OWN: [HeaderName; 11] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -45,14 +45,24 @@ const KEPT_PREFIX: &str = "x-forwarded-";
 /// Removes the connection's own fields, and those that `Connection` names, besides the ones it must not
 /// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, tags, and what tells who asks stay.
 pub fn remove(fields: &mut HeaderMap) {
+    remove_named(fields);
+    for name in &OWN {
+        fields.remove(name);
+    }
+}
+
+/// Removes those that `Connection` names; the connection's own stay ([`is_own`]).
+pub fn remove_named(fields: &mut HeaderMap) {
     if fields.contains_key(CONNECTION) {
         for name in named_by_connection(fields) {
             fields.remove(name);
         }
     }
-    for name in &OWN {
-        fields.remove(name);
-    }
+}
+
+/// Whether a field is the connection's own, named by `Connection` or not.
+pub fn is_own(name: &HeaderName) -> bool {
+    OWN.contains(name)
 }
 
 fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
@@ -86,10 +96,10 @@ mod tests {
 
     #[test]
     fn the_connections_own_fields_go() {
-        for name in OWN {
+        for name in &OWN {
             let mut fields = HeaderMap::new();
-            fields.append(&name, HeaderValue::from_static("x"));
-            fields.append(&name, HeaderValue::from_static("y"));
+            fields.append(name, HeaderValue::from_static("x"));
+            fields.append(name, HeaderValue::from_static("y"));
             remove(&mut fields);
             assert!(fields.is_empty(), "{name}");
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::fill::FillReader;
@@ -131,58 +132,71 @@ pub fn unrecorded(status: StatusCode) -> Response<Body> {
     response
 }
 
-/// What is noted of a request when it comes, for the record at its end.
+/// A request from its coming to its record. Nothing is recorded of one that is dropped before it is answered.
 #[derive(Debug)]
-pub struct Visit {
+pub struct Visit(Box<Ending>);
+
+/// What is known of a request when it comes.
+#[derive(Debug)]
+pub struct Arrival {
     /// When it came.
     pub started: Timestamp,
-    /// The same, for durations.
-    pub begun: Instant,
     /// Who asked.
     pub client: IpAddr,
     /// Its method.
-    pub method: http::Method,
+    pub method: Method,
     /// Path and query as received.
-    pub target: Box<str>,
-    /// Host as received.
-    pub host: Box<str>,
+    pub target: Option<PathAndQuery>,
+    /// Its host.
+    pub host: Option<HeaderValue>,
     /// Its version.
-    pub version: http::Version,
-    /// Its route.
-    pub route: Option<Arc<str>>,
+    pub version: Version,
     /// The counters of its route.
     pub counters: Arc<RouteCounters>,
 }
 
 impl Visit {
+    /// Begins now.
+    pub fn new(arrival: Arrival, telemetry: &Arc<Telemetry>) -> Self {
+        let Arrival { started, client, method, target, host, version, counters } = arrival;
+        let record = RequestRecord {
+            started,
+            duration: Duration::ZERO,
+            until_head: Duration::ZERO,
+            client,
+            method,
+            target,
+            host,
+            version,
+            status: StatusCode::OK,
+            bytes_served: 0,
+            aborted: true,
+            counters,
+            cache_status: CacheStatus { outcome: Outcome::Generated, detail: None },
+            upstream: None,
+        };
+        let telemetry = Arc::clone(telemetry);
+        Self(Box::new(Ending { record, begun: Instant::now(), ended: None, is_answered: false, telemetry }))
+    }
+
     /// The response for the server: the record is made when its content ends or is dropped.
-    pub fn finish(self, answer: Answer, telemetry: &Arc<Telemetry>, with_cache_status: bool) -> Response<Body> {
+    pub fn finish(self, answer: Answer, with_cache_status: bool) -> Response<Body> {
+        let Self(mut ending) = self;
         let Answer { mut head, content, cache_status, upstream } = answer;
         if with_cache_status {
             head.headers_mut().append(CACHE_STATUS, cache_status.to_value());
         }
-        let record = RequestRecord {
-            started: self.started,
-            duration: Duration::ZERO,
-            until_head: self.begun.elapsed(),
-            client: self.client,
-            method: self.method,
-            target: self.target,
-            host: self.host,
-            version: self.version,
-            status: head.status(),
-            bytes_served: 0,
-            aborted: true,
-            route: self.route,
-            counters: self.counters,
-            cache_status,
-            upstream,
-        };
-        let mut ending = Ending { record, begun: self.begun, telemetry: Arc::clone(telemetry) };
         let mut body = Body { content, ending: None };
+        ending.is_answered = true;
+        let until_head = ending.begun.elapsed();
+        let record = &mut ending.record;
+        record.until_head = until_head;
+        record.status = head.status();
+        record.cache_status = cache_status;
+        record.upstream = upstream;
         // hyper never reads the content of an answer to HEAD.
-        ending.record.aborted = !body.is_end_stream();
-        body.ending = Some(Box::new(ending));
+        record.aborted = !body.is_end_stream();
+        body.ending = Some(ending);
         head.map(|()| body)
     }
 }
@@ -192,13 +206,18 @@ impl Visit {
 struct Ending {
     record: RequestRecord,
     begun: Instant,
+    /// Where whoever drops it has looked at the clock already.
+    ended: Option<Instant>,
+    is_answered: bool,
     telemetry: Arc<Telemetry>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.record.duration = self.begun.elapsed();
-        self.telemetry.record(&self.record);
+        if self.is_answered {
+            self.record.duration = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.begun);
+            self.telemetry.record(&self.record);
+        }
     }
 }
 
@@ -213,6 +232,13 @@ impl Body {
     /// Content of which nothing is recorded.
     pub const fn unrecorded(bytes: Bytes) -> Self {
         Self { content: Content::Whole(bytes), ending: None }
+    }
+
+    /// It ends now.
+    pub fn end(&mut self, now: Instant) {
+        if let Some(mut ending) = self.ending.take() {
+            ending.ended = Some(now);
+        }
     }
 
     fn poll_content(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

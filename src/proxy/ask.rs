@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{COOKIE, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use super::{Connection, Interim, Proxy, forward};
 use crate::clock::Timestamp;
+use crate::config::ServerConfig;
 use crate::fields::{forwarding, surrogate};
 use crate::generation::Generation;
 use crate::key::{self, Address, BodyRule};
@@ -36,34 +37,21 @@ pub struct Sender {
     pub trusted: bool,
     /// The listener's scheme.
     pub scheme: Scheme,
-    /// Host as received.
-    pub host: HeaderValue,
     /// Where interim responses go.
     pub interim: Option<Interim>,
 }
 
 impl Sender {
     /// Reads who sent the request.
-    pub fn new(
-        connection: &Connection,
-        generation: &Generation,
-        parts: &Parts,
-        target: &Target,
-        interim: Option<Interim>,
-    ) -> Self {
-        let server = &generation.server;
+    pub fn new(connection: &Connection, server: &ServerConfig, fields: &HeaderMap) -> Self {
         let is_trusted = |ip: IpAddr| server.trusted_proxies.iter().any(|net| net.contains(&ip.to_canonical()));
         let peer = connection.peer.ip().to_canonical();
-        let client = forward::client_ip(&parts.headers, peer, server.client_ip_header.as_ref(), is_trusted);
-        let host = HeaderValue::from_str(&target.authority.to_string());
-        Self {
-            peer,
-            client,
-            trusted: is_trusted(peer),
-            scheme: connection.scheme,
-            host: host.unwrap_or_else(|_| HeaderValue::from_static("localhost")),
-            interim,
-        }
+        let trusted = is_trusted(peer);
+        let client = match trusted {
+            true => forward::client_ip(fields, peer, server.client_ip_header.as_ref(), is_trusted),
+            false => peer,
+        };
+        Self { peer, client, trusted, scheme: connection.scheme, interim: None }
     }
 
     /// What a trusted proxy says of the request, which the upstream is told and may answer by.
@@ -108,7 +96,7 @@ impl Ask {
     /// The fields that the upstream is sent, before conditions.
     pub fn fields(&self) -> HeaderMap {
         let own = &self.proxy.shared.pseudonym;
-        forward::fields(&self.parts, &self.sender, Some(&self.route), Some(self.caching()), own)
+        forward::fields(&self.parts, &self.target, &self.sender, Some(&self.route), Some(self.caching()), own)
     }
 
     /// The tags that derive from configuration and URL.
@@ -173,12 +161,14 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     if has_content && !keys_content {
         return because(Detail::RequestBody);
     }
-    if caching.bypass.iter().any(|name| fields.contains_key(name)) {
+    // A request has few fields: comparing their names is cheaper than looking each of these up.
+    let has_one_of = |names: &[HeaderName]| !names.is_empty() && fields.keys().any(|name| names.contains(name));
+    if has_one_of(&caching.bypass) {
         return because(Detail::BypassHeader);
     }
     let is_keyed =
         |name: &HeaderName| caching.key.headers.iter().any(|header| header.name == *name && header.choices.is_none());
-    if caching.credential_headers.iter().any(|name| fields.contains_key(name) && !is_keyed(name)) {
+    if fields.keys().any(|name| caching.credential_headers.contains(name) && !is_keyed(name)) {
         return because(Detail::Credentials);
     }
     // RFC 9110 §5.5 leaves their meaning open, so that servers differ: what comes of them is for their sender alone.

@@ -197,7 +197,7 @@ impl Fetch {
         }
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
-            client_host: Some(ask.sender.host.clone()),
+            client_host: Some(ask.target.authority.as_value().clone()),
             interim_max: Some(ask.generation.server.limits.interim),
         };
         let upstream = ask.generation.upstreams.find(&ask.route.upstream).ok_or(UpstreamError::NoServer)?;

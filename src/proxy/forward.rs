@@ -14,7 +14,7 @@ use super::rounds::Pseudonym;
 use crate::fields::{forwarding, hop_by_hop, vary};
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
-use crate::target::Target;
+use crate::target::{Authority, Target};
 use crate::telemetry::Telemetry;
 use crate::telemetry::limits::Limit;
 use crate::upstream::OnInterim;
@@ -44,18 +44,18 @@ const OBEYED: [HeaderName; 2] = [CACHE_CONTROL, PRAGMA];
 /// Takes from a request that the cache may answer what is not to reach the upstream, so that key, `Vary` and upstream
 /// see the same. What the cache itself obeys stays.
 pub fn reduce(fields: &mut HeaderMap, sender: &Sender, route: &Route, caching: &Caching, has_content: bool) {
-    hop_by_hop::remove(fields);
-    if !sender.trusted {
-        forwarding::remove_claims(fields);
-    }
+    hop_by_hop::remove_named(fields);
     let is_listed = |name: &HeaderName| match &route.forward_headers {
         ForwardFields::All => false,
         ForwardFields::Only(names) => names.contains(name),
     };
     // Without content the fields that describe it say nothing, but could be answered to.
     let is_of_content = |name: &HeaderName| !has_content && name.as_str().starts_with("content-");
+    // In one pass: most requests have none of it.
     forwarding::remove_if(fields, |name| {
-        (forwarding::is_ambiguous(name) || is_of_content(name)) && !is_listed(name) && !is_keyed(name, caching)
+        hop_by_hop::is_own(name)
+            || (!sender.trusted && forwarding::is_claim(name))
+            || ((forwarding::is_ambiguous(name) || is_of_content(name)) && !is_listed(name) && !is_keyed(name, caching))
     });
     keep_keyed_cookies(fields, caching);
     caching.key.reduce(fields);
@@ -69,6 +69,7 @@ pub fn reduce(fields: &mut HeaderMap, sender: &Sender, route: &Route, caching: &
 /// most of it away.
 pub fn fields(
     parts: &Parts,
+    target: &Target,
     sender: &Sender,
     route: Option<&Route>,
     caching: Option<&Caching>,
@@ -89,7 +90,7 @@ pub fn fields(
     }
     // What is stored for every host must not be made for one.
     let tells_host = caching.is_none_or(|caching| caching.key.host);
-    add_own(&mut fields, sender, tells_host);
+    add_own(&mut fields, sender, tells_host.then_some(&*target.authority));
     if let Some(route) = route {
         route.request_headers.apply(&mut fields);
     }
@@ -151,7 +152,7 @@ fn is_keyed(name: &HeaderName, caching: &Caching) -> bool {
         || (*name == COOKIE && !caching.key.cookies.is_empty())
 }
 
-fn add_own(fields: &mut HeaderMap, sender: &Sender, tells_host: bool) {
+fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
     let mut chain = String::new();
     // A trusted proxy may have put its own hop on a line of its own: the last line is the one that counts.
     for before in fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
@@ -164,8 +165,8 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender, tells_host: bool) {
     if !fields.contains_key(&FORWARDED_PROTO) {
         fields.insert(FORWARDED_PROTO, HeaderValue::from_static(sender.scheme.as_str()));
     }
-    if tells_host && !fields.contains_key(&FORWARDED_HOST) {
-        fields.insert(FORWARDED_HOST, sender.host.clone());
+    if let Some(host) = host.filter(|_| !fields.contains_key(&FORWARDED_HOST)) {
+        fields.insert(FORWARDED_HOST, host.as_value().clone());
     }
     fields.append(VIA, HeaderValue::from_static("1.1 aside"));
 }
@@ -205,7 +206,7 @@ pub fn client_ip(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::{Authority, Scheme};
+    use crate::target::Scheme;
 
     #[test]
     fn only_trusted_hops_are_believed_from_the_right() {
@@ -235,10 +236,9 @@ mod tests {
             client: "198.51.100.7".parse().unwrap(),
             trusted: true,
             scheme: Scheme::Http,
-            host: HeaderValue::from_static("a"),
             interim: None,
         };
-        add_own(&mut fields, &sender, true);
+        add_own(&mut fields, &sender, Authority::parse("a", Scheme::Http).ok().as_ref());
         let chain: Vec<_> = fields.get_all(&FORWARDED_FOR).iter().collect();
         assert_eq!(chain, ["203.0.113.9, 198.51.100.7, 10.0.0.2, 10.0.0.1"]);
     }

@@ -1,5 +1,6 @@
 //! What an unsafe request makes invalid, done before its answer leaves (RFC 9111 §4.4).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -11,7 +12,7 @@ use crate::generation::Generation;
 use crate::key::Tag;
 use crate::policy::invalidate as policy;
 use crate::purge::{Order, purge_after};
-use crate::route::{Params, Route};
+use crate::route::Matched;
 use crate::store::ledger::{PurgeKind, Synced};
 use crate::target::Target;
 
@@ -27,7 +28,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
 pub async fn after<B: Sync>(
     proxy: &Proxy,
     generation: &Generation,
-    matched: Option<&(std::sync::Arc<Route>, Params)>,
+    matched: Option<&Matched>,
     target: &Target,
     request: &Parts,
     response: &Response<B>,
@@ -39,13 +40,13 @@ pub async fn after<B: Sync>(
     let origin = format!("{}://{}", target.scheme.as_str(), target.authority);
     let mut tags: Vec<Tag> =
         surrogate::invalidated_groups(response.headers(), &origin).into_iter().map(Tag::Surrogate).collect();
-    let own = matched.map(|(route, params)| (&**route, params));
+    let own = matched.map(|matched| (&*matched.route, &matched.params));
     let of_get = generation.routes.find(target, &Method::GET);
     let of_get = of_get.as_ref().map(|found| (&**found.route, &found.params));
     let of_get = of_get.filter(|(route, _)| own.is_none_or(|(own, _)| !std::ptr::eq(*route, own)));
     for (route, params) in own.into_iter().chain(of_get) {
         let templates = route.caching.iter().flat_map(|caching| &caching.invalidates);
-        tags.extend(templates.map(|template| Tag::Surrogate(template.expand(params))));
+        tags.extend(templates.map(|template| Tag::Surrogate(template.expand(params, target.path()))));
     }
     let further = further_targets(&origin, target, response.headers());
     for target in std::iter::once(target).chain(&further) {
@@ -64,6 +65,6 @@ fn further_targets(origin: &str, target: &Target, fields: &HeaderMap) -> Vec<Tar
     let Ok(own) = Uri::try_from(own) else { return Vec::new() };
     policy::further_targets(&own, fields)
         .iter()
-        .filter_map(|uri| Target::new(target.scheme, target.authority.clone(), uri.path(), uri.query()).ok())
+        .filter_map(|uri| Target::new(target.scheme, Arc::clone(&target.authority), uri.path(), uri.query()).ok())
         .collect()
 }

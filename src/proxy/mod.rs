@@ -15,20 +15,26 @@ pub mod rounds;
 mod serve;
 mod share;
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
+use crate::clock::Timestamp;
 use crate::generation::{Generation, Shared};
+use crate::key::Address;
 use crate::policy::reuse::{Decision, Why, decide};
-use crate::route::Match;
-use crate::store::WorkerId;
+use crate::route::{Caching, ConfiguredTags, Match, Matched, Route};
+use crate::store::{Looked, Lookup, Query, WorkerId};
 use crate::target::{Scheme, Target};
 use crate::telemetry::cache_status::Detail;
-use answer::{Answer, Body, Visit};
+use answer::{Answer, Arrival, Body, Visit};
 use ask::{Ask, Bypass, Sender};
 use pass::Passing;
 use serve::LookedUp;
@@ -66,13 +72,37 @@ pub struct Proxy {
     pub worker: WorkerId,
 }
 
-/// A request as it came, with what was found out about it.
+/// A request as it came.
 pub struct Incomer {
-    generation: Arc<Generation>,
+    head: Head,
+    content: Incoming,
+}
+
+/// A request's head, with what was found out about it.
+pub struct Head {
     target: Target,
     sender: Sender,
-    parts: http::request::Parts,
-    content: Incoming,
+    parts: Parts,
+}
+
+/// The response to a request: there at once, or to be waited for.
+pub enum Handled {
+    /// From memory, or made without asking anybody.
+    Now(Response<Body>),
+    /// Redis or the upstream is asked.
+    Later(Pin<Box<dyn Future<Output = Response<Body>> + Send>>),
+}
+
+/// How far a request gets without waiting.
+enum Begun {
+    /// To its answer.
+    Answered(Answer),
+    /// Its key is known, and what memory says of it.
+    Asked(Address, Looked),
+    /// Its content must be read for its key.
+    HasContent,
+    /// Past the cache.
+    Passes(Bypass),
 }
 
 impl Proxy {
@@ -81,64 +111,128 @@ impl Proxy {
         Arc::new(Self { shared, worker })
     }
 
-    /// Answers a request, whose normalised target the server has left among its extensions, by the configuration that
-    /// the server checked it with. Never fails. `interim` is where its interim responses go.
-    pub async fn handle(
+    /// Answers a request for a normalised target, by the configuration that the server checked it with. Never fails.
+    /// `interim` is asked where its interim responses go, unless it is answered at once.
+    pub fn handle(
         self: &Arc<Self>,
         connection: &Connection,
         generation: Arc<Generation>,
+        target: Target,
         request: Request<Incoming>,
-        interim: Option<Interim>,
-    ) -> Response<Body> {
-        let (mut parts, content) = request.into_parts();
-        let Some(target) = parts.extensions.remove::<Target>() else {
-            return answer::unrecorded(StatusCode::BAD_REQUEST);
-        };
+        interim: impl FnOnce() -> Option<Interim>,
+    ) -> Handled {
+        let (parts, content) = request.into_parts();
         let matched = generation.routes.find(&target, &parts.method);
-        let sender = Sender::new(connection, &generation, &parts, &target, interim);
-        let visit = self.visit(&generation, matched.as_ref(), &sender, &parts);
-        let route = matched.as_ref().map(|matched| Arc::clone(matched.route));
-        let mut answer = if self.shared.pseudonym.has_signed(&parts.headers) {
+        let sender = Sender::new(connection, &generation.server, &parts.headers);
+        let now = self.shared.clock.now();
+        let visit = self.visit(&generation, matched.as_ref(), &sender, &target, &parts, now);
+        let mut incomer = Incomer { head: Head { target, sender, parts }, content };
+        match self.begin(&generation, matched.as_ref(), &mut incomer, now) {
+            Begun::Answered(answer) => Handled::Now(finish(visit, answer, matched.map(|it| &**it.route), &generation)),
+            begun => {
+                incomer.head.sender.interim = interim();
+                let (this, matched) = (Arc::clone(self), matched.map(Matched::from));
+                Handled::Later(Box::pin(async move {
+                    let route = matched.as_ref().map(|matched| Arc::clone(&matched.route));
+                    let answer = this.go_on(begun, &generation, matched, incomer).await;
+                    finish(visit, answer, route.as_deref(), &generation)
+                }))
+            }
+        }
+    }
+
+    /// What passes the cache by, key, lookup in memory and decide: all that needs no waiting, and for most hits all.
+    fn begin(
+        &self,
+        generation: &Generation,
+        matched: Option<&Match<'_>>,
+        incomer: &mut Incomer,
+        now: Timestamp,
+    ) -> Begun {
+        if self.shared.pseudonym.has_signed(&incomer.head.parts.headers) {
             // Before the lookup: it would wait for the fetch that it is.
-            Answer::generated(StatusCode::LOOP_DETECTED, Detail::Loop)
-        } else {
-            let incomer = Incomer { generation: Arc::clone(&generation), target, sender, parts, content };
-            self.answer(matched, incomer).await
-        };
-        if let Some(route) = route {
-            route.response_headers.apply(answer.head.headers_mut());
+            return Begun::Answered(Answer::generated(StatusCode::LOOP_DETECTED, Detail::Loop));
         }
-        visit.finish(answer, &self.shared.telemetry, generation.server.cache_status)
-    }
-
-    /// Route, what passes the cache by, and key.
-    async fn answer(self: &Arc<Self>, matched: Option<Match<'_>>, incomer: Incomer) -> Answer {
-        let because = |detail| Bypass { why: Why::Bypass, detail: Some(detail) };
+        let because = |detail| Begun::Passes(Bypass { why: Why::Bypass, detail: Some(detail) });
         let Some(matched) = matched else {
-            let is_other_method = incomer.generation.routes.caches(&incomer.target);
-            let other_method = Bypass { why: Why::Method, detail: None };
-            let bypass = if is_other_method { other_method } else { because(Detail::NoRoute) };
-            return self.pass(Passing::new(incomer, None, bypass)).await;
+            let is_other_method = generation.routes.caches(&incomer.head.target);
+            let other_method = Begun::Passes(Bypass { why: Why::Method, detail: None });
+            return if is_other_method { other_method } else { because(Detail::NoRoute) };
         };
-        let Some(caching) = &matched.route.caching else {
-            return self.pass(Passing::new(incomer, Some(matched), because(Detail::CacheOff))).await;
-        };
+        let Some(caching) = &matched.route.caching else { return because(Detail::CacheOff) };
         let has_content = !incomer.content.is_end_stream();
-        if let Some(bypass) = ask::bypass_reason(matched.route, caching, &incomer.parts, has_content) {
-            return self.pass(Passing::new(incomer, Some(matched), bypass)).await;
+        if let Some(bypass) = ask::bypass_reason(matched.route, caching, &incomer.head.parts, has_content) {
+            return Begun::Passes(bypass);
         }
-        match self.ask(matched, incomer).await {
-            Ok(ask) => self.cached(Arc::new(ask)).await,
-            Err(passing) => self.pass(*passing).await,
+        if has_content {
+            return Begun::HasContent;
+        }
+        match self.address(generation, matched.route, caching, &mut incomer.head, b"") {
+            Ok(address) => self.look(matched, caching, &incomer.head, address, now),
+            // Without content everything can be keyed.
+            Err(_unkeyed) => because(Detail::RequestBody),
         }
     }
 
-    /// Lookup and decide, then serve, or share a fetch, or fetch.
-    async fn cached(self: &Arc<Self>, ask: Arc<Ask>) -> Answer {
+    /// Lookup in memory and, where something is found, decide.
+    fn look(
+        &self,
+        matched: &Match<'_>,
+        caching: &Caching,
+        head: &Head,
+        address: Address,
+        now: Timestamp,
+    ) -> Begun {
+        let tags = ConfiguredTags { route: matched.route, params: &matched.params, target: &head.target };
+        let (request, vary_ignore) = (&head.parts.headers, &*caching.vary_ignore);
+        let looked = self.shared.store.look(&Query { address: &address, request, vary_ignore, tags: &tags, now });
+        if let Looked::Known(Lookup::Found(found)) = &looked {
+            let stored = Arc::clone(&found.response);
+            let decision = decide(&head.parts, Some(stored), found.must_validate, Why::Stale, &caching.rules, now);
+            if let Decision::Serve(stored, usage) = decision {
+                let (tier, detail) = (found.tier, usage.into());
+                return Begun::Answered(serve::hit(&head.parts, &stored, tier, detail, now));
+            }
+        }
+        Begun::Asked(address, looked)
+    }
+
+    /// What waits: for Redis, for the request's content, for the upstream.
+    async fn go_on(
+        self: &Arc<Self>,
+        begun: Begun,
+        generation: &Arc<Generation>,
+        matched: Option<Matched>,
+        incomer: Incomer,
+    ) -> Answer {
+        let nothing = Bypass { why: Why::Bypass, detail: None };
+        match (begun, matched) {
+            (Begun::Answered(answer), _) => answer,
+            (Begun::Asked(address, looked), Some(matched)) => {
+                let ask = self.ask(generation, matched, incomer.head, address, Bytes::new());
+                let looked_up = LookedUp::after(&ask, looked).await;
+                self.cached(Arc::new(ask), looked_up).await
+            }
+            (Begun::HasContent, Some(matched)) => match self.read(generation, matched, incomer).await {
+                Ok(ask) => {
+                    let looked_up = LookedUp::from_store(&ask).await;
+                    self.cached(Arc::new(ask), looked_up).await
+                }
+                Err(passing) => self.pass(*passing).await,
+            },
+            (Begun::Passes(bypass), matched) => self.pass(Passing::new(generation, matched, incomer, bypass)).await,
+            // Neither is without a route.
+            (Begun::Asked(..) | Begun::HasContent, None) => {
+                self.pass(Passing::new(generation, None, incomer, nothing)).await
+            }
+        }
+    }
+
+    /// Decide, then serve, or share a fetch and look up again, or fetch.
+    async fn cached(self: &Arc<Self>, ask: Arc<Ask>, mut looked_up: LookedUp) -> Answer {
         let mut share = Share::new(&ask);
         let mut collapsed = None;
         loop {
-            let looked_up = LookedUp::from_store(&ask).await;
             let (stored, must_validate, miss) = looked_up.for_decision();
             let decision = decide(&ask.parts, stored, must_validate, miss, &ask.caching().rules, ask.now());
             let (stored, why) = match decision {
@@ -158,8 +252,11 @@ impl Proxy {
                 Decision::Forward(why) => (None, why),
             };
             match share.turn(&ask, stored.as_ref(), &looked_up).await {
-                Step::Again => {}
-                Step::AgainBehindAnother => collapsed = Some(why),
+                Step::Again => looked_up = LookedUp::from_store(&ask).await,
+                Step::AgainBehindAnother => {
+                    collapsed = Some(why);
+                    looked_up = LookedUp::from_store(&ask).await;
+                }
                 Step::Fetch(lead) => return looked_up.fetch(&ask, stored, why, lead).await,
                 Step::Stream(fill) => return serve::stream(fill, why),
                 Step::Stale(stored) => return serve::stale_on_error(&ask, &stored),
@@ -173,20 +270,28 @@ impl Proxy {
         generation: &Generation,
         matched: Option<&Match<'_>>,
         sender: &Sender,
-        parts: &http::request::Parts,
+        target: &Target,
+        parts: &Parts,
+        started: Timestamp,
     ) -> Visit {
         let counters = matched.map_or(&generation.unrouted, |matched| &generation.counters[matched.index]);
-        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        Visit {
-            started: self.shared.clock.now(),
-            begun: std::time::Instant::now(),
+        let arrival = Arrival {
+            started,
             client: sender.client,
             method: parts.method.clone(),
-            target: target.into(),
-            host: String::from_utf8_lossy(sender.host.as_bytes()).into(),
+            target: parts.uri.path_and_query().cloned(),
+            host: Some(target.authority.as_value().clone()),
             version: parts.version,
-            route: matched.map(|matched| Arc::clone(&matched.route.name)),
             counters: Arc::clone(counters),
-        }
+        };
+        Visit::new(arrival, &self.shared.telemetry)
     }
+}
+
+/// The response of an answer, as its route and the server edit it.
+fn finish(visit: Visit, mut answer: Answer, route: Option<&Route>, generation: &Generation) -> Response<Body> {
+    if let Some(route) = route {
+        route.response_headers.apply(answer.head.headers_mut());
+    }
+    visit.finish(answer, generation.server.cache_status)
 }

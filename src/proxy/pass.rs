@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::header::{CONNECTION, RANGE, UPGRADE};
 use http::request::Parts;
@@ -14,15 +15,15 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::answer::{Answer, Content};
-use super::ask::{self, Ask, Bypass, Sender};
+use super::ask::{self, Ask, Bypass};
 use super::client_body::{ClientBody, ContentTrouble};
 use super::posted::{Posted, Sent};
-use super::{Incomer, Proxy, fetch, forward, invalidate, serve};
+use super::{Head, Incomer, Proxy, fetch, forward, invalidate, serve};
 use crate::fields::range;
 use crate::generation::Generation;
-use crate::key::BodyRule;
+use crate::key::{Address, BodyRule, UnkeyedBody};
 use crate::policy::reuse::Why;
-use crate::route::{Match, Params, Route};
+use crate::route::{Caching, Matched, Route};
 use crate::target::Target;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
 use crate::telemetry::limits::Limit;
@@ -32,72 +33,99 @@ use crate::upstream::{CallOptions, RequestBody, ResponseBody, Upstream, Upstream
 pub struct Passing {
     /// The configuration it sees to its end.
     pub generation: Arc<Generation>,
-    /// Its route, with the parameters.
-    pub matched: Option<(Arc<Route>, Params)>,
-    /// Its target.
-    pub target: Target,
-    /// Who sent it.
-    pub sender: Sender,
+    /// Its route.
+    pub matched: Option<Matched>,
     /// Its head.
-    pub parts: Parts,
+    pub head: Head,
     content: ClientBody,
     bypass: Bypass,
 }
 
 impl Passing {
     /// What `incomer` becomes when the cache takes no part.
-    pub fn new(incomer: Incomer, matched: Option<Match<'_>>, bypass: Bypass) -> Self {
-        let Incomer { generation, target, sender, parts, content } = incomer;
+    pub fn new(generation: &Arc<Generation>, matched: Option<Matched>, incomer: Incomer, bypass: Bypass) -> Self {
+        let Incomer { head, content } = incomer;
         let bytes_max = matched.as_ref().map_or(u64::MAX, |matched| matched.route.request_body_max);
         let content = ClientBody::new(content, bytes_max, &generation.server.limits);
-        let matched = matched.map(|matched| (Arc::clone(matched.route), matched.params));
-        Self { generation, matched, target, sender, parts, content, bypass }
+        Self { generation: Arc::clone(generation), matched, head, content, bypass }
     }
 
     fn route(&self) -> Option<&Arc<Route>> {
-        self.matched.as_ref().map(|(route, _)| route)
+        self.matched.as_ref().map(|matched| &matched.route)
     }
 }
 
 impl Proxy {
-    /// The request as one that the cache may answer: its content read where it is keyed. What cannot be keyed passes;
-    /// what could not be read is refused there.
-    pub async fn ask(self: &Arc<Self>, matched: Match<'_>, incomer: Incomer) -> Result<Ask, Box<Passing>> {
-        let counters = Arc::clone(&incomer.generation.counters[matched.index]);
-        let mut passing = Passing::new(incomer, Some(matched), Bypass { why: Why::Bypass, detail: None });
-        let Some((route, params)) = passing.matched.clone() else { return Err(Box::new(passing)) };
-        let Some(caching) = &route.caching else { return Err(Box::new(passing)) };
-        let content = match caching.key.body {
-            BodyRule::None => Some(bytes::Bytes::new()),
-            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
-        };
-        let Some(content) = content else {
-            passing.bypass.detail = Some(Detail::RequestBody);
-            return Err(Box::new(passing));
-        };
-        if range::names_more_than(passing.generation.server.limits.ranges, &passing.parts.headers) {
+    /// The place in the store of a request that the cache may answer, whose fields are reduced to what the upstream may
+    /// see: what the key is made of is what is sent.
+    pub(super) fn address(
+        &self,
+        generation: &Generation,
+        route: &Route,
+        caching: &Caching,
+        head: &mut Head,
+        content: &[u8],
+    ) -> Result<Address, UnkeyedBody> {
+        let Head { target, sender, parts } = head;
+        if range::names_more_than(generation.server.limits.ranges, &parts.headers) {
             // RFC 9110 §14.2 lets it be ignored.
-            passing.parts.headers.remove(RANGE);
+            parts.headers.remove(RANGE);
             self.shared.telemetry.limited(Limit::Ranges);
         }
-        // What cannot be keyed passes as it came. Without content everything can.
-        let original = (!content.is_empty()).then(|| passing.parts.headers.clone());
-        // What the key is made of is what the upstream is sent.
-        forward::reduce(&mut passing.parts.headers, &passing.sender, &route, caching, !content.is_empty());
-        let claims = passing.sender.claims(&passing.parts.headers);
-        match caching.key.address(&passing.parts.method, &passing.target, &passing.parts.headers, &claims, &content) {
-            Ok(address) => {
-                let query = caching.key.query(passing.target.query());
-                let Passing { generation, target, sender, parts, .. } = passing;
-                let proxy = Arc::clone(self);
-                Ok(Ask { proxy, generation, route, counters, params, target, query, parts, content, address, sender })
-            }
+        forward::reduce(&mut parts.headers, sender, route, caching, !content.is_empty());
+        let claims = sender.claims(&parts.headers);
+        caching.key.address(&parts.method, target, &parts.headers, &claims, content)
+    }
+
+    /// The request as one that the cache may answer.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        matched: Matched,
+        head: Head,
+        address: Address,
+        content: Bytes,
+    ) -> Ask {
+        let Matched { route, index, params } = matched;
+        let Head { target, sender, parts } = head;
+        Ask {
+            proxy: Arc::clone(self),
+            generation: Arc::clone(generation),
+            counters: Arc::clone(&generation.counters[index]),
+            query: route.caching.as_ref().and_then(|caching| caching.key.query(target.query())),
+            route,
+            params,
+            target,
+            parts,
+            content,
+            address,
+            sender,
+        }
+    }
+
+    /// The same of a request with content, once that is read where it is keyed. What cannot be keyed passes; what could
+    /// not be read is refused there.
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        matched: Matched,
+        incomer: Incomer,
+    ) -> Result<Ask, Box<Passing>> {
+        let bypass = Bypass { why: Why::Bypass, detail: Some(Detail::RequestBody) };
+        let mut passing = Passing::new(generation, Some(matched.clone()), incomer, bypass);
+        let Some(caching) = &matched.route.caching else { return Err(Box::new(passing)) };
+        let content = match caching.key.body {
+            BodyRule::None => Some(Bytes::new()),
+            BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
+        };
+        let Some(content) = content else { return Err(Box::new(passing)) };
+        // What cannot be keyed passes as it came.
+        let original = passing.head.parts.headers.clone();
+        match self.address(generation, &matched.route, caching, &mut passing.head, &content) {
+            Ok(address) => Ok(self.ask(generation, matched, passing.head, address, content)),
             Err(_unkeyed) => {
                 passing.content.put_back(content);
-                if let Some(original) = original {
-                    passing.parts.headers = original;
-                }
-                passing.bypass.detail = Some(Detail::RequestBody);
+                passing.head.parts.headers = original;
                 Err(Box::new(passing))
             }
         }
@@ -121,7 +149,7 @@ impl Proxy {
         }
         let options = CallOptions {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
-            client_host: Some(passing.sender.host.clone()),
+            client_host: Some(passing.head.target.authority.as_value().clone()),
             interim_max: Some(passing.generation.server.limits.interim),
         };
         let begun = std::time::Instant::now();
@@ -138,12 +166,12 @@ impl Proxy {
         upstream: &Upstream,
         options: &CallOptions,
     ) -> Answer {
-        let Passing { generation, matched, target, sender, mut parts, content, bypass } = passing;
-        let route = matched.as_ref().map(|(route, _)| &**route);
+        let Passing { generation, matched, head: Head { target, sender, mut parts }, content, bypass } = passing;
+        let route = matched.as_ref().map(|matched| &*matched.route);
         let upgrade = take_upgrade(route, &mut parts);
         let protocol = upgrade.as_ref().map(|(_, protocol)| protocol.clone());
         let trouble = content.trouble();
-        let fields = forward::fields(&parts, &sender, route, None, &self.shared.pseudonym);
+        let fields = forward::fields(&parts, &target, &sender, route, None, &self.shared.pseudonym);
         let mut request = outgoing(&parts, fields, &target, route, protocol, content);
         forward::pass_interim(&mut request, &sender, &self.shared.telemetry);
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
+use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 
 use super::answer::{Answer, Content};
@@ -16,7 +17,7 @@ use super::share::Lead;
 use crate::clock::Timestamp;
 use crate::fields::hop_by_hop;
 use crate::policy::reuse::{Use, Why, usable_on_error};
-use crate::store::{Found, Lookup, Missing, Tier};
+use crate::store::{Found, Looked, Lookup, Missing, Tier};
 use crate::stored::StoredResponse;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
 use crate::telemetry::limits::Limit;
@@ -35,6 +36,13 @@ impl LookedUp {
         let tags = ask.tags();
         let query = ask.store_query(&tags, ask.now());
         Self(with_room(ask, ask.proxy.shared.store.get(ask.proxy.worker, &query).await))
+    }
+
+    /// Asks the rest of the store, after this process was `looked` through.
+    pub async fn after(ask: &Ask, looked: Looked) -> Self {
+        let tags = ask.tags();
+        let query = ask.store_query(&tags, ask.now());
+        Self(with_room(ask, ask.proxy.shared.store.look_on(ask.proxy.worker, &query, looked).await))
     }
 
     /// What is stored, whether it must be validated first, and why the upstream would be asked.
@@ -80,13 +88,13 @@ impl LookedUp {
         let now = ask.now();
         if let Some(why) = collapsed {
             let outcome = collapsed_into(why, stored.status);
-            return from_stored(ask, stored, now, CacheStatus { outcome, detail });
+            return from_stored(&ask.parts, stored, now, CacheStatus { outcome, detail });
         }
         let tier = match &self.0 {
             Lookup::Found(found) => found.tier,
             Lookup::Missing(_) => Tier::Memory,
         };
-        from_stored(ask, stored, now, CacheStatus { outcome: Outcome::Hit { ttl: ttl(stored, now), tier }, detail })
+        hit(&ask.parts, stored, tier, detail, now)
     }
 
     /// Fetches and answers from what that brings. The fetch goes on when this request's client leaves.
@@ -114,6 +122,11 @@ impl LookedUp {
             Missing::NoRoom => Some(Detail::ServingLimit),
         }
     }
+}
+
+/// The answer from what `tier` held.
+pub fn hit(request: &Parts, stored: &StoredResponse, tier: Tier, detail: Option<Detail>, now: Timestamp) -> Answer {
+    from_stored(request, stored, now, CacheStatus { outcome: Outcome::Hit { ttl: ttl(stored, now), tier }, detail })
 }
 
 /// What was found, where there is room for it: each request has its own copy of what Redis held and memory does not take,
@@ -171,11 +184,11 @@ pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<S
         Fetched::Stored(stored) => {
             let revalidated = status == Some(StatusCode::NOT_MODIFIED);
             let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
-            from_stored(ask, &stored, ask.now(), CacheStatus { outcome, detail: None })
+            from_stored(&ask.parts, &stored, ask.now(), CacheStatus { outcome, detail: None })
         }
         Fetched::Once(stored, reason) => {
             let detail = Some(Detail::NotStored(reason));
-            from_stored(ask, &stored, ask.now(), CacheStatus { outcome: forwarded(why, status, false), detail })
+            from_stored(&ask.parts, &stored, ask.now(), CacheStatus { outcome: forwarded(why, status, false), detail })
         }
         Fetched::Stale(stored) => stale_on_error(ask, &stored),
         Fetched::Pass(response, reason) => {
@@ -241,7 +254,7 @@ async fn received(ask: &Ask, fill: Arc<Fill>, why: Why) -> Answer {
     let fields = &ask.parts.headers;
     let asks_for_less = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| fields.contains_key(name));
     if asks_for_less && let Some(stored) = fill.stored().await {
-        return from_stored(ask, &stored, ask.now(), cache_status);
+        return from_stored(&ask.parts, &stored, ask.now(), cache_status);
     }
     let content = Content::Fill(FillReader::leader(Arc::clone(&fill)));
     streamed(&fill, fill.received.clone(), content, cache_status)
@@ -262,11 +275,11 @@ fn streamed(fill: &Fill, fields: HeaderMap, content: Content, cache_status: Cach
 pub fn stale_on_error(ask: &Ask, stored: &StoredResponse) -> Answer {
     let now = ask.now();
     let outcome = Outcome::StaleOnError { ttl: ttl(stored, now) };
-    from_stored(ask, stored, now, CacheStatus { outcome, detail: Some(Detail::StaleIfError) })
+    from_stored(&ask.parts, stored, now, CacheStatus { outcome, detail: Some(Detail::StaleIfError) })
 }
 
-fn from_stored(ask: &Ask, stored: &StoredResponse, now: Timestamp, cache_status: CacheStatus) -> Answer {
-    let (head, body) = reply::from_stored(&ask.parts, stored, now);
+fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp, cache_status: CacheStatus) -> Answer {
+    let (head, body) = reply::from_stored(request, stored, now);
     Answer { head, content: body.into(), cache_status, upstream: None }
 }
 

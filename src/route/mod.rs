@@ -4,13 +4,15 @@ mod pattern;
 mod table;
 mod tags;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
+use smallvec::SmallVec;
 
 pub use self::pattern::pattern_params;
-pub use self::table::{Conflict, Match, RouteTable};
+pub use self::table::{Conflict, Match, Matched, RouteTable};
 pub use self::tags::{BadTemplate, ConfiguredTags, TagTemplate};
 use crate::key::KeyRules;
 use crate::policy::Rules;
@@ -129,5 +131,23 @@ pub enum ForwardFields {
     Only(Box<[HeaderName]>),
 }
 
-/// The values of a path's parameters in one request.
-pub type Params = smallvec::SmallVec<[(Box<str>, Box<str>); 2]>;
+/// Where the values of a path's parameters lie in the path of one request, in the order of the route's pattern.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Params(SmallVec<[Range<usize>; 2]>);
+
+impl Params {
+    /// Of values that are slices of `path`.
+    pub fn of<'p>(path: &'p str, values: impl Iterator<Item = &'p str>) -> Self {
+        let start = path.as_ptr().addr();
+        let range = |value: &str| {
+            let from = value.as_ptr().addr().wrapping_sub(start);
+            from..from.wrapping_add(value.len())
+        };
+        Self(values.map(range).collect())
+    }
+
+    /// The value of the parameter at `place`; empty where the pattern matched without it.
+    pub fn value<'p>(&self, place: usize, path: &'p str) -> &'p str {
+        self.0.get(place).and_then(|range| path.get(range.clone())).unwrap_or_default()
+    }
+}

@@ -25,15 +25,30 @@ pub struct Match<'a> {
     pub route: &'a Arc<Route>,
     /// Its place in the table, for counters.
     pub index: usize,
-    /// Its parameters' values.
+    /// Where its parameters' values are in the path.
     pub params: Params,
+}
+
+/// The same, for as long as is needed.
+#[derive(Clone, Debug)]
+pub struct Matched {
+    /// The route.
+    pub route: Arc<Route>,
+    /// Its place in the table, for counters.
+    pub index: usize,
+    /// Where its parameters' values are in the path.
+    pub params: Params,
+}
+
+impl From<Match<'_>> for Matched {
+    fn from(matched: Match<'_>) -> Self {
+        Self { route: Arc::clone(matched.route), index: matched.index, params: matched.params }
+    }
 }
 
 /// All routes of a configuration, ready to be searched.
 pub struct RouteTable {
     routes: Box<[Arc<Route>]>,
-    /// Per route, its parameters' names.
-    names: Box<[Box<[Box<str>]>]>,
     hosts: HashMap<Box<str>, Router<Sharing>>,
     any_host: Router<Sharing>,
 }
@@ -51,12 +66,10 @@ impl RouteTable {
     /// Builds the table; all conflicts (same host, path shape and a common method; bad patterns) at once.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
         let mut conflicts = Vec::new();
-        let mut names = Vec::with_capacity(routes.len());
         let mut hosts: HashMap<Option<&str>, Shapes<'_>> = HashMap::new();
         for (index, route) in routes.iter().enumerate() {
             match pattern_params(&route.path) {
-                Ok(params) => {
-                    names.push(params.into_iter().map(Into::into).collect());
+                Ok(_) => {
                     let shapes = hosts.entry(route.host.as_deref()).or_insert_with(|| Shapes::new(&routes));
                     conflicts.extend(shapes.add(index));
                 }
@@ -71,7 +84,7 @@ impl RouteTable {
         }
         let any_host = routers.remove(&None).unwrap_or_default();
         let hosts = routers.into_iter().filter_map(|(host, router)| Some((host?, router))).collect();
-        Ok(Self { routes: routes.into_iter().map(Arc::new).collect(), names: names.into(), hosts, any_host })
+        Ok(Self { routes: routes.into_iter().map(Arc::new).collect(), hosts, any_host })
     }
 
     /// The routes in the order of the file.
@@ -81,16 +94,17 @@ impl RouteTable {
 
     /// The route for a request: its host's routes before those of any host, most specific path, then method.
     pub fn find(&self, target: &Target, method: &Method) -> Option<Match<'_>> {
-        let of_host = self.hosts.get(target.authority.host());
-        of_host.into_iter().chain([&self.any_host]).find_map(|router| self.find_in(router, target, method))
+        // Most configurations limit no route to a host.
+        let of_host = if self.hosts.is_empty() { None } else { self.hosts.get(target.authority.host()) };
+        let found = of_host.and_then(|router| self.find_in(router, target, method));
+        found.or_else(|| self.find_in(&self.any_host, target, method))
     }
 
     fn find_in<'a>(&'a self, router: &'a Router<Sharing>, target: &Target, method: &Method) -> Option<Match<'a>> {
         let matched = router.at(target.path()).ok()?;
         let with = |method| matched.value.iter().copied().find(|index| self.routes[*index].methods.contains(method));
         let index = with(method).or_else(|| (*method == Method::HEAD).then(|| with(&Method::GET)).flatten())?;
-        let values = matched.params.iter().map(|(_, value)| value).chain(std::iter::repeat(""));
-        let params = self.names[index].iter().cloned().zip(values.map(Into::into)).collect();
+        let params = Params::of(target.path(), matched.params.iter().map(|(_, value)| value));
         Some(Match { route: &self.routes[index], index, params })
     }
 
@@ -263,7 +277,9 @@ mod tests {
         assert_eq!(name, expected.map(|(name, _)| name), "{method} {host}{path}");
         if let (Some(found), Some((_, params))) = (found, expected) {
             assert_eq!(*table.routes()[found.index].name, *found.route.name);
-            let found: Vec<(&str, &str)> = found.params.iter().map(|(name, value)| (&**name, &**value)).collect();
+            let names = pattern_params(&found.route.path).unwrap();
+            let value = |(place, name)| (name, found.params.value(place, target.path()));
+            let found: Vec<(&str, &str)> = names.into_iter().enumerate().map(value).collect();
             assert_eq!(found, params, "{method} {host}{path}");
         }
     }

@@ -13,7 +13,8 @@ pub struct TagTemplate(Box<[TagPart]>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum TagPart {
     Literal(Box<str>),
-    Param(Box<str>),
+    /// The parameter at this place of the route's pattern.
+    Param(usize),
 }
 
 /// A tag template that cannot be parsed, and why; the text is for people.
@@ -33,14 +34,14 @@ impl TagTemplate {
             let inner = from.strip_prefix('{').and_then(|inner| inner.split_once('}'));
             let (name, after) =
                 inner.ok_or_else(|| BadTemplate(format!("the tag {text:?} has a brace without its other")))?;
-            if !params.contains(&name) {
+            let Some(place) = params.iter().position(|param| *param == name) else {
                 let known = params.join(", ");
                 return Err(BadTemplate(format!("the tag {text:?} has {{{name}}}, the path has [{known}]")));
-            }
+            };
             if !literal.is_empty() {
                 parts.push(TagPart::Literal(literal.into()));
             }
-            parts.push(TagPart::Param(name.into()));
+            parts.push(TagPart::Param(place));
             rest = after;
         }
         if !rest.is_empty() {
@@ -49,15 +50,15 @@ impl TagTemplate {
         Ok(Self(parts.into()))
     }
 
-    /// The tag for the parameters of one request, percent-decoded where what comes out is text: the tag of `/p/a%20b` is
+    /// The tag for the parameters of one request's path, percent-decoded where what comes out is text: the tag of `/p/a%20b` is
     /// `product:a b`, as who purges it knows it.
-    pub fn expand(&self, params: &Params) -> Box<str> {
+    pub fn expand(&self, params: &Params, path: &str) -> Box<str> {
         let mut tag = String::new();
         for part in &self.0 {
             match part {
                 TagPart::Literal(text) => tag.push_str(text),
-                TagPart::Param(name) => {
-                    let value = params.iter().find(|(param, _)| param == name).map_or("", |(_, value)| value);
+                TagPart::Param(place) => {
+                    let value = params.value(*place, path);
                     let decoded = percent_decode_str(value).decode_utf8().ok();
                     let is_text = |text: &str| !text.chars().any(char::is_control);
                     tag.push_str(decoded.as_deref().filter(|text| is_text(text)).unwrap_or(value));
@@ -72,7 +73,7 @@ impl TagTemplate {
 pub struct ConfiguredTags<'a> {
     /// Its route.
     pub route: &'a Route,
-    /// Its parameters' values.
+    /// Where its parameters' values are in the target's path.
     pub params: &'a Params,
     /// Its target.
     pub target: &'a Target,
@@ -93,7 +94,7 @@ impl ConfiguredTags<'_> {
         } else {
             tags.extend(placed.map(Tag::without_host));
         }
-        tags.extend(own.iter().map(|template| Tag::Surrogate(template.expand(self.params))));
+        tags.extend(own.iter().map(|template| Tag::Surrogate(template.expand(self.params, self.target.path()))));
         tags
     }
 }
@@ -104,8 +105,9 @@ mod tests {
     use crate::target::{Authority, Scheme};
 
     fn check(text: &str, expected: Option<&str>) {
-        let params = Params::from_iter([("id".into(), "42".into()), ("shop".into(), "a".into())]);
-        let tag = TagTemplate::parse(text, &["id", "shop"]).ok().map(|template| template.expand(&params));
+        let path = "/42/a";
+        let params = Params::of(path, [&path[1..3], &path[4..]].into_iter());
+        let tag = TagTemplate::parse(text, &["id", "shop"]).ok().map(|template| template.expand(&params, path));
         assert_eq!(tag.as_deref(), expected, "{text:?}");
     }
 
@@ -123,7 +125,7 @@ mod tests {
         let (config, _) = crate::config::parse("f", text).unwrap_or_else(|problems| panic!("{problems:#?}"));
         let authority = Authority::parse("a.example", Scheme::Http).unwrap();
         let target = Target::new(Scheme::Http, authority, "/a", Some("gclid=1")).unwrap();
-        let tags = ConfiguredTags { route: &config.routes[0], params: &Params::new(), target: &target }.tags();
+        let tags = ConfiguredTags { route: &config.routes[0], params: &Params::default(), target: &target }.tags();
         let expected = [
             Tag::All,
             Tag::Route("r".into()),

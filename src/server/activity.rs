@@ -142,7 +142,8 @@ impl Activity {
         }
         if bytes.starts_with(b"PRI * HTTP/2") {
             self.is_http2.store(true, Relaxed);
-        } else if !self.head_since.is_set() {
+        } else if !self.head_since.is_set() && !bytes.ends_with(b"\r\n\r\n") {
+            // One that is there to its end, as nearly all are, needs no look at the clock.
             self.head_since.set(self.accepted.elapsed());
         }
     }
@@ -157,7 +158,7 @@ impl Activity {
             self.is_http2.store(true, Relaxed);
         }
         let content = is_http2.then(|| self.content());
-        InFlight { activity: Arc::clone(self), content }
+        InFlight { activity: Arc::clone(self), content, ended: None }
     }
 
     fn content(&self) -> Arc<Since> {
@@ -272,6 +273,8 @@ pub struct InFlight {
     activity: Arc<Activity>,
     /// Of HTTP/2 only: HTTP/1 shows by the socket whether the client takes the content.
     content: Option<Arc<Since>>,
+    /// Where whoever drops it has looked at the clock already.
+    ended: Option<Instant>,
 }
 
 impl InFlight {
@@ -295,9 +298,17 @@ impl InFlight {
     }
 }
 
+impl InFlight {
+    /// Its answer ends now; it is about to be dropped.
+    pub const fn end(&mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.activity.idle_since.set(self.activity.accepted.elapsed());
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.activity.idle_since.set(ended.saturating_duration_since(self.activity.accepted));
         self.activity.requests.fetch_sub(1, Relaxed);
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::accept::Accepted;
 use super::activity::{Activity, Timer};
 use super::occupancy::Place;
+use super::request::FirstHost;
 use super::service::Service;
 use super::socket::{ClientSocket, Notes};
 use super::vouched::Vouched;
@@ -89,7 +90,13 @@ where
     let notes = Notes::default();
     let activity = Arc::clone(&notes.activity);
     let socket = ClientSocket::new(stream, notes.clone(), place);
-    let service = Arc::new(Service { proxy: Arc::clone(&worker.proxy), connection, vouched, notes });
+    let service = Arc::new(Service {
+        proxy: Arc::clone(&worker.proxy),
+        connection,
+        vouched,
+        notes,
+        first_host: FirstHost::new(),
+    });
     let asked = Arc::clone(&service);
     let limits = || worker.shared().generation.load().server.limits.clone();
     let builder = builder(&limits());

@@ -34,7 +34,7 @@ impl Service {
     ) -> Response<Body> {
         // Its content, if any, means nothing.
         let (parts, _) = request.into_parts();
-        let sender = Sender::new(&self.connection, generation, &parts, target, None);
+        let sender = Sender::new(&self.connection, &generation.server, &parts.headers);
         let (status, content) = if !may_purge(&sender, &parts.headers, &generation.server) {
             (StatusCode::FORBIDDEN, purge::refused("this address may not purge; server.purge.allow names who may"))
         } else if let Some(kind) = kind(&parts.headers) {
@@ -98,7 +98,6 @@ mod tests {
             client,
             trusted: config.server.trusted_proxies.iter().any(|net| net.contains(&peer)),
             scheme: Scheme::Http,
-            host: HeaderValue::from_static("a"),
             interim: None,
         };
         let fields =

@@ -1,5 +1,7 @@
 //! What a request must be before it reaches the proxy: an unambiguous host, target and framing, within bounds.
 
+use std::sync::{Arc, OnceLock};
+
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 
@@ -84,48 +86,120 @@ impl Refusal {
     }
 }
 
-/// Checks a request that came over a listener of `scheme`.
-pub fn check<B>(request: &Request<B>, scheme: Scheme, server: &ServerConfig) -> Result<Accepted, Refusal> {
-    check_bounds(request, &server.limits)?;
+/// The host that a connection's first request was for: nearly always that of all its others, which need not be parsed.
+pub type FirstHost = OnceLock<Arc<Authority>>;
+
+/// Checks a request that came over a listener of `scheme`, on a connection whose first host is `known`.
+pub fn check<B>(
+    request: &Request<B>,
+    scheme: Scheme,
+    server: &ServerConfig,
+    known: &FirstHost,
+) -> Result<Accepted, Refusal> {
+    let uri = request.uri();
+    if bytes_of(uri) > server.limits.uri_length {
+        return Err(Refusal::TargetLength);
+    }
+    let found = Found::among(request.headers());
+    check_bounds(request.headers(), found.bytes, &server.limits)?;
     if request.method() == Method::CONNECT {
         return Err(Refusal::Connect);
     }
-    check_framing(request.headers())?;
-    if request.headers().get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if found.is_ambiguous() {
+        return Err(Refusal::Framing);
+    }
+    if found.has_other_expectation {
         return Err(Refusal::Expectation);
     }
+    let parse = |text: &str| parse(text, scheme, known);
     let authority = match request.version() {
-        Version::HTTP_2 => {
-            check_values(request.headers())?;
-            authority_of_http2(request, scheme)?
-        }
-        _ => authority_of_http1(request, scheme)?,
+        // RFC 9113 §8.2.1: over HTTP/2 white space around a value is no part of the frame but of the value, and makes the
+        // message malformed. Written as HTTP/1 it would go.
+        Version::HTTP_2 if found.is_padded => return Err(Refusal::Framing),
+        Version::HTTP_2 => authority_of_http2(uri, found.host()?, parse)?,
+        _ => authority_of_http1(uri, found.host()?, parse)?,
     };
     if !server.hosts.is_empty() && !server.hosts.iter().any(|host| **host == *authority.host()) {
         return Err(Refusal::UnknownHost);
     }
-    if request.uri().path() == "*" {
+    if uri.path() == "*" {
         return if request.method() == Method::OPTIONS { Ok(Accepted::ServerOptions) } else { Err(Refusal::Target) };
     }
-    let target = Target::new(scheme, authority, request.uri().path(), request.uri().query());
+    let target = match uri.path_and_query() {
+        Some(target) => Target::received(scheme, authority, target),
+        None => Target::new(scheme, authority, uri.path(), uri.query()),
+    };
     target.map(Accepted::Proxied).map_err(|bad| match bad {
         BadTarget::Host => Refusal::Host,
         BadTarget::Path => Refusal::Target,
     })
 }
 
-fn check_bounds<B>(request: &Request<B>, limits: &Limits) -> Result<(), Refusal> {
-    let target_bytes = bytes_of(request.uri());
-    if target_bytes > limits.uri_length {
-        return Err(Refusal::TargetLength);
+/// What one reading of a request's fields finds.
+#[derive(Default)]
+struct Found<'f> {
+    /// Of names and values, with what stands between them: colon, space, CRLF.
+    bytes: usize,
+    host: Option<&'f HeaderValue>,
+    length: Option<&'f HeaderValue>,
+    coding: Option<&'f HeaderValue>,
+    /// Host comes more than once.
+    has_hosts: bool,
+    /// A field that says where the content ends comes more than once, or under a name that others take for it.
+    has_doubts: bool,
+    has_other_expectation: bool,
+    /// White space stands around a value.
+    is_padded: bool,
+}
+
+impl<'f> Found<'f> {
+    fn among(fields: &'f HeaderMap) -> Self {
+        let mut found = Self::default();
+        let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        for (name, value) in fields {
+            let bytes = value.as_bytes();
+            found.bytes += name.as_str().len() + bytes.len() + 4;
+            found.is_padded |= is_space(bytes.first()) || is_space(bytes.last());
+            if *name == HOST {
+                found.has_hosts |= found.host.replace(value).is_some();
+            } else if *name == CONTENT_LENGTH {
+                found.has_doubts |= found.length.replace(value).is_some();
+            } else if *name == TRANSFER_ENCODING {
+                found.has_doubts |= found.coding.replace(value).is_some();
+            } else if *name == EXPECT {
+                found.has_other_expectation |= !bytes.eq_ignore_ascii_case(b"100-continue");
+            } else {
+                found.has_doubts |= matches!(name.as_str(), "transfer_encoding" | "content_length");
+            }
+        }
+        found
     }
-    let fields = request.headers();
-    // Name, colon, space, value, CRLF.
-    let field_bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+
+    fn host(&self) -> Result<Option<&'f str>, Refusal> {
+        if self.has_hosts {
+            return Err(Refusal::Host);
+        }
+        self.host.map(|host| host.to_str().map_err(|_| Refusal::Host)).transpose()
+    }
+
+    /// hyper has refused most of it; what it lets through is a `Content-Length` with leading zeros, codings besides
+    /// `chunked`, and the names that other servers take for framing fields. With both fields it obeys `chunked` alone, as
+    /// RFC 9112 §6.3 says, takes `Content-Length` away, and closes the connection after the answer.
+    fn is_ambiguous(&self) -> bool {
+        let is_plain =
+            |digits: &[u8]| digits == b"0" || (!digits.starts_with(b"0") && digits.iter().all(u8::is_ascii_digit));
+        self.has_doubts
+            || (self.length.is_some() && self.coding.is_some())
+            || self.length.is_some_and(|length| length.is_empty() || !is_plain(length.as_bytes()))
+            || self.coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    }
+}
+
+fn check_bounds(fields: &HeaderMap, bytes: usize, limits: &Limits) -> Result<(), Refusal> {
     if fields.len() > limits.header_count {
         return Err(Refusal::FieldCount);
     }
-    if field_bytes as u64 > limits.header_size {
+    if bytes as u64 > limits.header_size {
         return Err(Refusal::FieldBytes);
     }
     Ok(())
@@ -137,55 +211,32 @@ fn bytes_of(uri: &Uri) -> usize {
     scheme + authority + uri.path_and_query().map_or(0, |path| path.as_str().len())
 }
 
-/// hyper has refused most of it; what it lets through is a `Content-Length` with leading zeros, codings besides
-/// `chunked`, and the names that other servers take for framing fields. With both fields it obeys `chunked` alone, as
-/// RFC 9112 §6.3 says, takes `Content-Length` away, and closes the connection after the answer.
-fn check_framing(fields: &HeaderMap) -> Result<(), Refusal> {
-    let is_plain =
-        |digits: &[u8]| digits == b"0" || (!digits.starts_with(b"0") && digits.iter().all(u8::is_ascii_digit));
-    let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
-    let coding = codings.next();
-    let is_ambiguous = lengths.next().is_some()
-        || codings.next().is_some()
-        || (length.is_some() && coding.is_some())
-        || length.is_some_and(|length| length.is_empty() || !is_plain(length.as_bytes()))
-        || coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        || fields.contains_key("transfer_encoding")
-        || fields.contains_key("content_length");
-    if is_ambiguous { Err(Refusal::Framing) } else { Ok(()) }
-}
-
 /// RFC 9112 §3.2: exactly one Host whatever the target's form; the authority of an absolute form takes its place.
-fn authority_of_http1<B>(request: &Request<B>, scheme: Scheme) -> Result<Authority, Refusal> {
-    let host = parse(single_host(request.headers())?.ok_or(Refusal::Host)?, scheme)?;
-    match (request.uri().scheme_str(), request.uri().authority()) {
+fn authority_of_http1(
+    uri: &Uri,
+    host: Option<&str>,
+    parse: impl Fn(&str) -> Result<Arc<Authority>, Refusal>,
+) -> Result<Arc<Authority>, Refusal> {
+    let host = parse(host.ok_or(Refusal::Host)?)?;
+    match (uri.scheme_str(), uri.authority()) {
         (None, None) => Ok(host),
-        (Some("http" | "https"), Some(authority)) => parse(authority.as_str(), scheme),
+        (Some("http" | "https"), Some(authority)) => parse(authority.as_str()),
         // The authority form is CONNECT's alone.
         (None, Some(_)) | (Some(_), _) => Err(Refusal::Target),
     }
 }
 
-/// RFC 9113 §8.2.1: over HTTP/2 white space around a value is no part of the frame but of the value, and makes the message
-/// malformed. Written as HTTP/1 it would go.
-fn check_values(fields: &HeaderMap) -> Result<(), Refusal> {
-    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let is_padded = |value: &HeaderValue| {
-        let value = value.as_bytes();
-        value.first().is_some_and(is_space) || value.last().is_some_and(is_space)
-    };
-    if fields.values().any(is_padded) { Err(Refusal::Framing) } else { Ok(()) }
-}
-
 /// RFC 9113 §8.3.1: `:authority`, and a Host that says the same where there is one.
-fn authority_of_http2<B>(request: &Request<B>, scheme: Scheme) -> Result<Authority, Refusal> {
-    if !matches!(request.uri().scheme_str(), None | Some("http" | "https")) {
+fn authority_of_http2(
+    uri: &Uri,
+    host: Option<&str>,
+    parse: impl Fn(&str) -> Result<Arc<Authority>, Refusal>,
+) -> Result<Arc<Authority>, Refusal> {
+    if !matches!(uri.scheme_str(), None | Some("http" | "https")) {
         return Err(Refusal::Target);
     }
-    let host = single_host(request.headers())?.map(|host| parse(host, scheme)).transpose()?;
-    let authority = request.uri().authority().map(|authority| parse(authority.as_str(), scheme)).transpose()?;
+    let host = host.map(&parse).transpose()?;
+    let authority = uri.authority().map(|authority| parse(authority.as_str())).transpose()?;
     match (authority, host) {
         (Some(authority), Some(host)) if authority != host => Err(Refusal::Host),
         (Some(authority), _) => Ok(authority),
@@ -193,17 +244,14 @@ fn authority_of_http2<B>(request: &Request<B>, scheme: Scheme) -> Result<Authori
     }
 }
 
-fn single_host(fields: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let mut hosts = fields.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Refusal::Host);
+fn parse(text: &str, scheme: Scheme, known: &FirstHost) -> Result<Arc<Authority>, Refusal> {
+    if let Some(known) = known.get().filter(|known| known.as_str() == text) {
+        return Ok(Arc::clone(known));
     }
-    host.map(|host| host.to_str().map_err(|_| Refusal::Host)).transpose()
-}
-
-fn parse(text: &str, scheme: Scheme) -> Result<Authority, Refusal> {
-    Authority::parse(text, scheme).map_err(|_| Refusal::Host)
+    let authority = Arc::new(Authority::parse(text, scheme).map_err(|_| Refusal::Host)?);
+    // The first of a connection stays.
+    let _ = known.set(Arc::clone(&authority));
+    Ok(authority)
 }
 
 #[cfg(test)]
@@ -268,7 +316,7 @@ mod tests {
         fields: &[(&str, &str)],
         expected: Result<&str, Refusal>,
     ) {
-        let accepted = check(&request(version, line, fields), Scheme::Http, server);
+        let accepted = check(&request(version, line, fields), Scheme::Http, server, &FirstHost::new());
         let shown = accepted.map(|accepted| match accepted {
             Accepted::Proxied(target) => format!("{}{}", target.authority, target.path()),
             Accepted::ServerOptions => "*".to_owned(),

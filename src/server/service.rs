@@ -2,24 +2,27 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, VIA};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Frame, Incoming, SizeHint};
 
 use super::activity::InFlight;
 use super::purging;
-use super::request::{self, Refusal};
+use super::request::{self, FirstHost, Refusal};
 use super::socket::Notes;
 use super::vouched::Vouched;
 use crate::generation::{Generation, Shared};
-use crate::proxy::answer::{Answer, Body, Content, Visit};
-use crate::proxy::{Connection, Interim, Proxy};
+use crate::proxy::answer::{Answer, Arrival, Body, Content, Visit};
+use crate::proxy::{Connection, Handled, Interim, Proxy};
 use crate::target::Target;
 use crate::telemetry::cache_status::{CacheStatus, Detail, Outcome};
 use crate::telemetry::stats;
@@ -43,52 +46,84 @@ pub struct Service {
     pub vouched: Option<Vouched>,
     /// What it and the socket tell each other.
     pub notes: Notes,
+    /// The host of its first request.
+    pub first_host: FirstHost,
+}
+
+/// The answer to a request, for hyper.
+pub type Answering = Either<Ready<Result<Response<Tracked>, Infallible>>, Awaited>;
+
+/// An answer that is waited for.
+pub struct Awaited {
+    response: Pin<Box<dyn Future<Output = Response<Body>> + Send>>,
+    service: Arc<Service>,
+    in_flight: Option<InFlight>,
+}
+
+impl Future for Awaited {
+    type Output = Result<Response<Tracked>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(self.response.as_mut().poll(context));
+        self.service.notes.interim.close();
+        let in_flight = self.in_flight.take().expect("polled to its end once");
+        Poll::Ready(Ok(self.service.hand_over(response, in_flight)))
+    }
 }
 
 impl Service {
-    /// Answers a request. Interim heads are taken until the answer's head is there.
-    pub async fn call(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
-        let Notes { activity, interim, verdict } = &self.notes;
-        let in_flight = activity.begin(request.version() == Version::HTTP_2);
-        let takes_interim = request.version() == Version::HTTP_11;
-        let sink = takes_interim.then(|| Interim { sink: Arc::clone(interim) as _, request: interim.open() });
-        let response = if request.version() != Version::HTTP_2 && verdict.next_is_ambiguous() {
-            self.refuse(&request, Refusal::Framing, &self.proxy.shared.generation.load_full())
+    /// Answers a request: at once, where nothing has to be waited for. Interim heads are taken until the answer's head is
+    /// there.
+    pub fn call(self: Arc<Self>, request: Request<Incoming>) -> Answering {
+        let version = request.version();
+        let in_flight = self.notes.activity.begin(version == Version::HTTP_2);
+        let generation = self.proxy.shared.generation.load_full();
+        let handled = if version != Version::HTTP_2 && self.notes.verdict.next_is_ambiguous() {
+            Handled::Now(self.refuse(&request, Refusal::Framing, &generation))
         } else {
-            self.answer(request, sink).await
+            self.answer(request, generation)
         };
-        if takes_interim {
-            interim.close();
+        match handled {
+            Handled::Now(response) => Either::Left(ready(Ok(self.hand_over(response, in_flight)))),
+            Handled::Later(response) => {
+                let in_flight = Some(in_flight);
+                Either::Right(Awaited { response, service: self, in_flight })
+            }
         }
+    }
+
+    /// The answer's head is there.
+    fn hand_over(&self, response: Response<Body>, in_flight: InFlight) -> Response<Tracked> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            verdict.becomes_tunnel();
+            self.notes.verdict.becomes_tunnel();
         }
         // From now on it can be asked for.
         in_flight.handed_over();
-        Ok(response.map(|body| Tracked { body, rest: Bytes::new(), in_flight }))
+        response.map(|body| Tracked { body, rest: Bytes::new(), in_flight })
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, interim: Option<Interim>) -> Response<Body> {
-        let shared = &self.proxy.shared;
-        let generation = shared.generation.load_full();
-        let checked = request::check(&request, self.connection.scheme, &generation.server);
-        let target = match checked {
-            Ok(request::Accepted::Proxied(target)) if self.is_misdirected(&target, &generation) => {
-                return self.refuse(&request, Refusal::UnknownHost, &generation);
+    fn answer(self: &Arc<Self>, mut request: Request<Incoming>, generation: Arc<Generation>) -> Handled {
+        let checked = request::check(&request, self.connection.scheme, &generation.server, &self.first_host);
+        let refused = match checked {
+            Ok(request::Accepted::Proxied(target)) if self.is_misdirected(&target, &generation) => Refusal::UnknownHost,
+            Ok(request::Accepted::Proxied(target)) => {
+                if self.asks_for_stats(&request, &target, &generation) {
+                    return Handled::Now(stats_page(&self.proxy.shared));
+                }
+                if purging::is_asked_for(request.method(), &generation.server) {
+                    let this = Arc::clone(self);
+                    return Handled::Later(Box::pin(async move { this.purge(request, &target, &generation).await }));
+                }
+                join_cookies(request.headers_mut());
+                let takes_interim = request.version() == Version::HTTP_11;
+                let queue = &self.notes.interim;
+                let interim = || takes_interim.then(|| Interim { sink: Arc::clone(queue) as _, request: queue.open() });
+                return self.proxy.handle(&self.connection, generation, target, request, interim);
             }
-            Ok(request::Accepted::Proxied(target)) => target,
-            Ok(request::Accepted::ServerOptions) => return self.server_options(&request, &generation),
-            Err(refusal) => return self.refuse(&request, refusal, &generation),
+            Ok(request::Accepted::ServerOptions) => return Handled::Now(self.server_options(&request, &generation)),
+            Err(refusal) => refusal,
         };
-        if self.asks_for_stats(&request, &target, &generation) {
-            return stats_page(shared);
-        }
-        if purging::is_asked_for(request.method(), &generation.server) {
-            return self.purge(request, &target, &generation).await;
-        }
-        join_cookies(request.headers_mut());
-        request.extensions_mut().insert(target);
-        self.proxy.handle(&self.connection, generation, request, interim).await
+        Handled::Now(self.refuse(&request, refused, &generation))
     }
 
     /// RFC 9110 §7.4: a host that the connection's certificate is not valid for, unless a gateway of ours asks.
@@ -127,8 +162,7 @@ impl Service {
             answer.content = Content::Empty;
             let generation = self.proxy.shared.generation.load_full();
             let unread = Method::from_bytes(b"-").unwrap_or_default();
-            let visit = self.visit(unread, "".into(), "".into(), Version::HTTP_11, &generation);
-            drop(visit.finish(answer, &self.proxy.shared.telemetry, false));
+            drop(self.visit(unread, None, None, Version::HTTP_11, &generation).finish(answer, false));
         }
         error.to_string()
     }
@@ -143,31 +177,29 @@ impl Service {
 
     /// What never reaches a route is counted with what no route matches.
     pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
-        let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
-        let (method, target) = (request.method().clone(), request.uri().to_string().into());
-        let visit = self.visit(method, target, host.unwrap_or_default().into(), request.version(), generation);
-        visit.finish(answer, &self.proxy.shared.telemetry, generation.server.cache_status)
+        let (target, host) = (request.uri().path_and_query().cloned(), request.headers().get(HOST).cloned());
+        let visit = self.visit(request.method().clone(), target, host, request.version(), generation);
+        visit.finish(answer, generation.server.cache_status)
     }
 
     fn visit(
         &self,
         method: Method,
-        target: Box<str>,
-        host: Box<str>,
+        target: Option<PathAndQuery>,
+        host: Option<HeaderValue>,
         version: Version,
         generation: &Generation,
     ) -> Visit {
-        Visit {
+        let arrival = Arrival {
             started: self.proxy.shared.clock.now(),
-            begun: Instant::now(),
             client: self.connection.peer.ip().to_canonical(),
             method,
             target,
             host,
             version,
-            route: None,
             counters: Arc::clone(&generation.unrouted),
-        }
+        };
+        Visit::new(arrival, &self.proxy.shared.telemetry)
     }
 
     fn asks_for_stats(&self, request: &Request<Incoming>, target: &Target, generation: &Generation) -> bool {
@@ -205,6 +237,15 @@ fn join_cookies(fields: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         fields.insert(COOKIE, joined);
+    }
+}
+
+impl Drop for Tracked {
+    /// One look at the clock for both ends.
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.body.end(now);
+        self.in_flight.end(now);
     }
 }
 

@@ -435,7 +435,7 @@ mod tests {
     }
 
     fn held(response: StoredResponse) -> Held {
-        let material = Bytes::from_static(b"material\0");
+        let material = b"material\0"[..].into();
         Held::new(&Address { key: CacheKey::from_bytes([3; 32]), material }, Arc::new(response))
     }
 

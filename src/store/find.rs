@@ -24,7 +24,7 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(86_400);
 const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// What is known when nothing was found in this process.
-pub(super) struct Absent {
+pub struct Absent {
     /// Why.
     pub(super) why: Missing,
     /// Whether Redis may know more.
@@ -151,12 +151,12 @@ impl Store {
         if let Some(slot) = self.memory.get(&address.key) {
             if !usable(&slot) {
                 self.memory.remove_same(&address.key, &slot);
-            } else if slot.material() == &address.material {
+            } else if **slot.material() == *address.material {
                 return Some(slot);
             }
         }
         match self.redis.as_ref()?.waiting(&address.key)? {
-            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && slot.material() == &address.material),
+            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && **slot.material() == *address.material),
             Waiting::Unlink => None,
         }
     }

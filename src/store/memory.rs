@@ -268,6 +268,7 @@ impl Lifecycle<CacheKey, Slot> for Counted {
 mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
+    use smallvec::SmallVec;
 
     use super::*;
     use crate::fields::vary::SelectingFields;
@@ -296,7 +297,7 @@ mod tests {
             provenance: Provenance::default(),
             body: Bytes::from(vec![0; body]),
         };
-        let address = Address { key: key(n), material: Bytes::from_static(b"material") };
+        let address = Address { key: key(n), material: SmallVec::from_slice(b"material") };
         Slot::Response(Arc::new(Held::new(&address, Arc::new(response))))
     }
 
@@ -385,7 +386,7 @@ mod tests {
     #[test]
     fn without_a_size_only_markers_are_held() {
         let memory = Memory::new(0, None);
-        let address = Address { key: key(1), material: Bytes::from_static(b"m") };
+        let address = Address { key: key(1), material: SmallVec::from_slice(b"m") };
         assert!(!memory.put(key(2), slot(2, 1)));
         assert!(memory.put(key(1), Slot::Marker(Arc::new(Marker::new(&address, Arc::default())))));
         assert_eq!((memory.objects(), memory.max_bytes()), (0, 0));

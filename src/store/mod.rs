@@ -24,6 +24,7 @@ use crate::key::{Address, CacheKey, Tag};
 use crate::route::ConfiguredTags;
 use crate::stored::{PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
+pub use find::Absent;
 pub use figures::{PurgeStats, RedisStats, StoreStats};
 use ledger::{Ledger, Synced, Verdict};
 use memory::{Memory, Uncacheable};
@@ -71,6 +72,14 @@ pub enum Lookup {
     Found(Found),
     /// Nothing usable stored.
     Missing(Missing),
+}
+
+/// What this process knows of a query without asking Redis.
+pub enum Looked {
+    /// All there is to know.
+    Known(Lookup),
+    /// Nothing, and Redis may know more.
+    NotHere(Absent),
 }
 
 /// A stored response.
@@ -188,10 +197,24 @@ impl Store {
 
     /// Looks up: memory, then what waits to be written, then Redis. A Redis hit is put into memory.
     pub async fn get(&self, worker: WorkerId, query: &Query<'_>) -> Lookup {
-        match (self.find_local(query), &self.redis) {
-            (Ok(found), _) => Lookup::Found(found),
-            (Err(absent), Some(redis)) if absent.ask_redis => self.find_in_redis(redis, worker, query, absent).await,
-            (Err(absent), _) => Lookup::Missing(absent.why),
+        self.look_on(worker, query, self.look(query)).await
+    }
+
+    /// The first part of [`Self::get`], which needs no waiting.
+    pub fn look(&self, query: &Query<'_>) -> Looked {
+        match self.find_local(query) {
+            Ok(found) => Looked::Known(Lookup::Found(found)),
+            Err(absent) if absent.ask_redis && self.redis.is_some() => Looked::NotHere(absent),
+            Err(absent) => Looked::Known(Lookup::Missing(absent.why)),
+        }
+    }
+
+    /// The rest of [`Self::get`], after [`Self::look`].
+    pub async fn look_on(&self, worker: WorkerId, query: &Query<'_>, looked: Looked) -> Lookup {
+        match (looked, &self.redis) {
+            (Looked::Known(lookup), _) => lookup,
+            (Looked::NotHere(absent), Some(redis)) => self.find_in_redis(redis, worker, query, absent).await,
+            (Looked::NotHere(absent), None) => Lookup::Missing(absent.why),
         }
     }
 

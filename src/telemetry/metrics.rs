@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::RequestRecord;
+use super::{RequestRecord, UNROUTED};
 use super::cache_status::{Detail, Outcome, Word};
 use super::histogram::Histogram;
 use crate::policy::settle::NotStored;
@@ -101,6 +101,7 @@ pub const TABLE: [Metric; COUNTERS + 6] = [
 
 /// The counters of one route. Relaxed atomics: figures of one moment need not agree with each other.
 pub struct RouteCounters {
+    name: Box<str>,
     counts: [AtomicU64; COUNTERS],
     /// By the place in [`Detail::PLAIN`]; the last one is the method.
     bypass_reasons: [AtomicU64; Detail::PLAIN.len() + 1],
@@ -113,9 +114,11 @@ pub struct RouteCounters {
     pub(super) miss_latency: Histogram,
 }
 
-impl Default for RouteCounters {
-    fn default() -> Self {
+impl RouteCounters {
+    /// Those of the route of this name, all zero.
+    pub fn named(name: &str) -> Self {
         Self {
+            name: name.into(),
             counts: zeros(),
             bypass_reasons: zeros(),
             not_stored_reasons: zeros(),
@@ -138,6 +141,11 @@ fn zeros<const N: usize>() -> [AtomicU64; N] {
 }
 
 impl RouteCounters {
+    /// The route's name; none for what no route matched.
+    pub fn route(&self) -> Option<&str> {
+        Some(&*self.name).filter(|name| *name != UNROUTED)
+    }
+
     /// Counts a finished request.
     pub(super) fn record(&self, record: &RequestRecord) {
         self.add(Counter::Requests, 1);

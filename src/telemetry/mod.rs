@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+
 use crate::clock::{Clock, Timestamp};
 use crate::policy::settle::NotStored;
 use cache_status::CacheStatus;
@@ -26,6 +29,8 @@ use limits::Limit;
 use logs::{Log, LogWriter, Sink};
 use metrics::{RouteCounters, Snapshot};
 
+/// The name under which requests that no route matches are counted.
+pub const UNROUTED: &str = "(no route)";
 /// How long [`Telemetry::flush`] waits for a terminal or disk that does not take more.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -42,10 +47,10 @@ pub struct RequestRecord {
     pub client: IpAddr,
     /// Method.
     pub method: http::Method,
-    /// Path and query as received.
-    pub target: Box<str>,
-    /// Host as received.
-    pub host: Box<str>,
+    /// Path and query as received; none where the head could not be read, or has none.
+    pub target: Option<PathAndQuery>,
+    /// Host; none where the head could not be read, or has none.
+    pub host: Option<HeaderValue>,
     /// HTTP version of the request.
     pub version: http::Version,
     /// Status of the answer.
@@ -54,8 +59,6 @@ pub struct RequestRecord {
     pub bytes_served: u64,
     /// Whether the answer broke off.
     pub aborted: bool,
-    /// The route's name; none where none matched.
-    pub route: Option<Arc<str>>,
     /// The counters of its route.
     pub counters: Arc<metrics::RouteCounters>,
     /// How the cache took part.
@@ -198,7 +201,7 @@ impl Telemetry {
         if let Some(counters) = routes.get(name) {
             return Arc::clone(counters);
         }
-        let counters = Arc::<RouteCounters>::default();
+        let counters = Arc::new(RouteCounters::named(name));
         routes.insert(name.into(), Arc::clone(&counters));
         counters
     }
@@ -321,13 +324,12 @@ mod tests {
             until_head: Duration::from_millis(1),
             client: [127, 0, 0, 1].into(),
             method: Method::GET,
-            target: "/".into(),
-            host: "a.test".into(),
+            target: Some(PathAndQuery::from_static("/")),
+            host: Some(HeaderValue::from_static("a.test")),
             version: Version::HTTP_11,
             status: if outcome == Outcome::Generated { StatusCode::BAD_GATEWAY } else { StatusCode::OK },
             bytes_served: 10,
             aborted: false,
-            route: None,
             counters: Arc::clone(counters),
             cache_status: CacheStatus { outcome, detail },
             upstream: asked.then_some(Duration::from_millis(300)),

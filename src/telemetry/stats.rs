@@ -141,14 +141,14 @@ mod tests {
     fn the_figures_are_those_of_the_table_in_its_order() {
         let totals = figures(&Snapshot::default());
         assert_eq!(totals.keys().collect::<Vec<_>>(), names(&[Kind::Counter, Kind::Derived]));
-        let of_route = route(&RouteCounters::default());
+        let of_route = route(&RouteCounters::named("a"));
         let all = names(&[Kind::Counter, Kind::Derived, Kind::ByReason, Kind::Latency]);
         assert_eq!(of_route.keys().collect::<Vec<_>>(), all);
     }
 
     #[test]
     fn a_route_without_requests_has_no_latency() {
-        let latency = route(&RouteCounters::default())["latency_ms"].clone();
+        let latency = route(&RouteCounters::named("a"))["latency_ms"].clone();
         assert_eq!(latency, json!({ "hit": { "p50": null, "p99": null }, "miss": { "p50": null, "p99": null } }));
     }
 }

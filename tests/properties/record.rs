@@ -56,7 +56,7 @@ fn written(record: &Record) -> Bytes {
 }
 
 fn held(response: StoredResponse, material: Bytes) -> Held {
-    Held::new(&Address { key: CacheKey::of(&material), material }, Arc::new(response))
+    Held::new(&Address { key: CacheKey::of(&material), material: material.as_ref().into() }, Arc::new(response))
 }
 
 /// The bytes as a record's payload.

@@ -47,7 +47,7 @@ impl RedisTier {
             return Err(self.refuse(worker, base, address, Unreadable::Foreign));
         }
         let record = match codec::decode(&value, self.config.max_object, &self.config.seal) {
-            Ok(record) if record.material() == &address.material => record,
+            Ok(record) if **record.material() == *address.material => record,
             // Another process takes larger ones than we do.
             Err(Unreadable::TooLarge) => return Ok(None),
             Ok(_) => return Err(self.refuse(worker, base, address, Unreadable::OtherKey)),

@@ -31,7 +31,7 @@ fn another_material_under_the_same_key_is_a_miss() {
     let world = world();
     let mut ask = ask("/a", &[]);
     world.put(&ask, world.response(&[], "a"));
-    ask.address.material = Bytes::from_static(b"another");
+    ask.address.material = smallvec::SmallVec::from_slice(b"another");
     check(&world, &ask, Err(Missing::Key));
 }
 

@@ -126,14 +126,13 @@ impl World {
 
 /// A request for `path`, with these fields.
 fn ask(path: &str, fields: &[(&'static str, &'static str)]) -> Ask {
-    let material = Bytes::copy_from_slice(path.as_bytes());
     let authority = Authority::parse("example.com", Scheme::Http).unwrap();
     let fields = fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     Ask {
-        address: Address { key: crate::key::CacheKey::of(&material), material },
+        address: Address { key: crate::key::CacheKey::of(path.as_bytes()), material: path.as_bytes().into() },
         fields: fields.collect(),
         target: Target::new(Scheme::Http, authority, path, None).unwrap(),
-        params: Params::new(),
+        params: Params::default(),
     }
 }
 
