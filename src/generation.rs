@@ -14,8 +14,8 @@ use crate::proxy::rounds::Pseudonym;
 use crate::route::{Conflict, RouteTable};
 use crate::store::Store;
 use crate::store::asked::Asked;
-use crate::telemetry::{Telemetry, UNROUTED};
 use crate::telemetry::metrics::RouteCounters;
+use crate::telemetry::{Telemetry, UNROUTED};
 use crate::upstream::Upstreams;
 
 /// What a request loads once and sees to its end.

@@ -7,6 +7,7 @@ use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName};
 
 use super::age::delta_seconds;
+use super::has_any;
 use super::list::members;
 
 /// A directive that may be limited to named fields: `no-cache`, `private`.
@@ -78,6 +79,9 @@ impl CacheControl {
     /// The directives of a request; `Pragma: no-cache` counts where there is no `Cache-Control`
     /// (RFC 9111 §5.4).
     pub fn of_request(fields: &HeaderMap) -> Self {
+        if !has_any(fields, &[CACHE_CONTROL, PRAGMA]) {
+            return Self::default();
+        }
         let mut directives = Self::of_response(fields);
         if fields.contains_key(PRAGMA) && !fields.contains_key(CACHE_CONTROL) && pragma_no_cache(fields) {
             directives.no_cache = Qualified::Whole;

@@ -87,6 +87,9 @@ pub fn remove_claims(fields: &mut HeaderMap) {
 
 /// Removes the fields that `unwanted` names.
 pub fn remove_if(fields: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    if !fields.keys().any(&unwanted) {
+        return;
+    }
     let names: Vec<HeaderName> = fields.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in names {
         fields.remove(name);

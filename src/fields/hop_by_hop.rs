@@ -6,6 +6,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName};
 
+use super::has_any;
+
 /// Removed wherever they are, named by `Connection` or not.
 static OWN: [HeaderName; 11] = [
     CONNECTION,
@@ -53,7 +55,7 @@ pub fn remove(fields: &mut HeaderMap) {
 
 /// Removes those that `Connection` names; the connection's own stay ([`is_own`]).
 pub fn remove_named(fields: &mut HeaderMap) {
-    if fields.contains_key(CONNECTION) {
+    if has_any(fields, &[CONNECTION]) {
         for name in named_by_connection(fields) {
             fields.remove(name);
         }

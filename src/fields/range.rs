@@ -3,6 +3,8 @@
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
 
+use super::has_any;
+
 /// The bound on the number of ranges in one request; above it `Range` is ignored (CVE-2011-3192).
 pub const RANGES_MAX: usize = 256;
 
@@ -62,6 +64,9 @@ pub fn requested(fields: &HeaderMap) -> Option<Vec<RangeSpec>> {
 
 /// Whether `Range` names more ranges than `most`.
 pub fn names_more_than(most: usize, fields: &HeaderMap) -> bool {
+    if !has_any(fields, &[RANGE]) {
+        return false;
+    }
     let Some(set) = only(fields, RANGE).and_then(|value| after_unit(value.as_bytes(), b'=')) else { return false };
     let named = set.split(|&byte| byte == b',').filter(|member| !member.trim_ascii().is_empty());
     named.take(most + 1).count() > most

@@ -4,6 +4,7 @@ use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, COO
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use super::has_any;
 use super::list::{members, split, weighted};
 
 /// Which request fields select among the responses of one key.
@@ -169,11 +170,10 @@ fn accepted_codings(request: &HeaderMap, out: &mut Vec<u8>) {
 /// Leaves in a request's `Accept-Encoding` only what [`normalise_into`] reads, so that no upstream reads something else
 /// and answers one variant's requests with a coding that the others do not accept.
 pub fn reduce_accept_encoding(request: &mut HeaderMap) {
-    let mut lines = request.get_all(ACCEPT_ENCODING).iter();
-    if lines.next().is_none() {
+    if !has_any(request, &[ACCEPT_ENCODING]) {
         return;
     }
-    let is_split = lines.next().is_some();
+    let is_split = request.get_all(ACCEPT_ENCODING).iter().nth(1).is_some();
     let accepted = AcceptedCodings::of(request);
     if is_split || accepted.is_lossy {
         request.insert(ACCEPT_ENCODING, accepted.to_value());

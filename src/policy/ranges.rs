@@ -3,6 +3,7 @@
 use http::header::RANGE;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::fields::has_any;
 use crate::fields::range::{RangeSpec, requested};
 use crate::fields::validators::if_range_holds;
 use crate::stored::StoredResponse;
@@ -25,7 +26,7 @@ pub fn coverage(method: &Method, fields: &HeaderMap, stored: &StoredResponse) ->
     let without_range = if stored.part.is_none() { Coverage::Whole } else { Coverage::Outside };
     // RFC 9110 §14.2: a Range counts for GET alone, and only where the answer without it would be a 200.
     let is_representation = matches!(stored.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-    if method != Method::GET || !is_representation || !fields.contains_key(RANGE) {
+    if method != Method::GET || !is_representation || !has_any(fields, &[RANGE]) {
         return without_range;
     }
     let Some(specs) = requested(fields) else { return without_range };

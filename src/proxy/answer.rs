@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 
@@ -146,7 +145,7 @@ pub struct Arrival {
     /// Its method.
     pub method: Method,
     /// Path and query as received.
-    pub target: Option<PathAndQuery>,
+    pub target: Box<str>,
     /// Its host.
     pub host: Option<HeaderValue>,
     /// Its version.

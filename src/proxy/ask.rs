@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName};
 use super::{Connection, Interim, Proxy, forward};
 use crate::clock::Timestamp;
 use crate::config::ServerConfig;
-use crate::fields::{forwarding, surrogate};
+use crate::fields::{forwarding, has_any, surrogate};
 use crate::generation::Generation;
 use crate::key::{self, Address, BodyRule};
 use crate::policy::Admission;
@@ -146,7 +146,7 @@ impl Ask {
 pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_content: bool) -> Option<Bypass> {
     let fields = &parts.headers;
     let because = |detail| Some(Bypass { why: Why::Bypass, detail: Some(detail) });
-    if upgrade(route, fields).is_some() {
+    if !route.upgrade.is_empty() && upgrade(route, fields).is_some() {
         return because(Detail::Upgrade);
     }
     let keys_content = caching.key.body != BodyRule::None;
@@ -161,9 +161,7 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     if has_content && !keys_content {
         return because(Detail::RequestBody);
     }
-    // A request has few fields: comparing their names is cheaper than looking each of these up.
-    let has_one_of = |names: &[HeaderName]| !names.is_empty() && fields.keys().any(|name| names.contains(name));
-    if has_one_of(&caching.bypass) {
+    if !caching.bypass.is_empty() && has_any(fields, &caching.bypass) {
         return because(Detail::BypassHeader);
     }
     let is_keyed =
@@ -175,7 +173,10 @@ pub fn bypass_reason(route: &Route, caching: &Caching, parts: &Parts, has_conten
     if fields.iter().any(|(name, value)| *name != COOKIE && !value.as_bytes().is_ascii()) {
         return because(Detail::NonAscii);
     }
-    if caching.cookies == Cookies::Bypass && key::has_unkeyed_cookie(fields, &caching.key.cookies) {
+    if caching.cookies == Cookies::Bypass
+        && has_any(fields, &[COOKIE])
+        && key::has_unkeyed_cookie(fields, &caching.key.cookies)
+    {
         return because(Detail::Cookie);
     }
     None

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 use super::Interim;
 use super::ask::Sender;
 use super::rounds::Pseudonym;
-use crate::fields::{forwarding, hop_by_hop, vary};
+use crate::fields::{forwarding, has_any, hop_by_hop, vary};
 use crate::key;
 use crate::route::{Caching, ForwardFields, Route};
 use crate::target::{Authority, Target};
@@ -130,7 +130,7 @@ pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender, telemetry: &Ar
 }
 
 fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {
-    if !fields.contains_key(COOKIE) {
+    if !has_any(fields, &[COOKIE]) {
         return;
     }
     let kept = key::keyed_cookies(fields, &caching.key.cookies);

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -175,14 +176,7 @@ impl Proxy {
     }
 
     /// Lookup in memory and, where something is found, decide.
-    fn look(
-        &self,
-        matched: &Match<'_>,
-        caching: &Caching,
-        head: &Head,
-        address: Address,
-        now: Timestamp,
-    ) -> Begun {
+    fn look(&self, matched: &Match<'_>, caching: &Caching, head: &Head, address: Address, now: Timestamp) -> Begun {
         let tags = ConfiguredTags { route: matched.route, params: &matched.params, target: &head.target };
         let (request, vary_ignore) = (&head.parts.headers, &*caching.vary_ignore);
         let looked = self.shared.store.look(&Query { address: &address, request, vary_ignore, tags: &tags, now });
@@ -279,7 +273,7 @@ impl Proxy {
             started,
             client: sender.client,
             method: parts.method.clone(),
-            target: parts.uri.path_and_query().cloned(),
+            target: parts.uri.path_and_query().map_or("", PathAndQuery::as_str).into(),
             host: Some(target.authority.as_value().clone()),
             version: parts.version,
             counters: Arc::clone(counters),

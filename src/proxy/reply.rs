@@ -4,16 +4,17 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, LAST_MODIFIED,
+    AGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 use crate::clock::Timestamp;
 use crate::fields::age::DELTA_SECONDS_MAX;
-use crate::fields::date;
 use crate::fields::range::{ContentRange, unsatisfied};
 use crate::fields::validators::{Condition, evaluate};
+use crate::fields::{date, has_any};
 use crate::policy::ranges::{Coverage, coverage};
 use crate::stored::StoredResponse;
 
@@ -30,7 +31,9 @@ pub enum ReplyBody {
 
 /// Answers a request from a stored response that [`crate::policy::reuse::decide`] found to hold what is asked for.
 pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> (Response<()>, ReplyBody) {
-    let age = HeaderValue::from(stored.age(now).as_secs().min(DELTA_SECONDS_MAX));
+    let mut digits = itoa::Buffer::new();
+    let age = HeaderValue::from_str(digits.format(stored.age(now).as_secs().min(DELTA_SECONDS_MAX)));
+    let age = age.unwrap_or(HeaderValue::from_static("0"));
     // RFC 9110 §13.2.2: If-None-Match and If-Modified-Since come before Range.
     if is_not_modified(request, stored.status, &stored.fields, stored.response_time) {
         let mut fields = not_modified_fields(&stored.fields);
@@ -61,7 +64,7 @@ pub fn not_modified(request: &Parts, response: &http::response::Parts, received:
 fn is_not_modified(request: &Parts, status: StatusCode, fields: &HeaderMap, received: Timestamp) -> bool {
     let is_read = matches!(request.method, Method::GET | Method::HEAD);
     let is_representation = matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-    if !is_read || !is_representation {
+    if !is_read || !is_representation || !has_any(&request.headers, &[IF_NONE_MATCH, IF_MODIFIED_SINCE]) {
         return false;
     }
     let date = fields.get(DATE).and_then(date::parse).unwrap_or(received);
@@ -98,7 +101,10 @@ fn whole(request: &Parts, mut fields: HeaderMap, stored: &StoredResponse) -> (Re
         fields.insert(CONTENT_RANGE, part.to_value());
     }
     // RFC 9110 §8.6: a 204 has no Content-Length.
-    if stored.status != StatusCode::NO_CONTENT {
+    let mut digits = itoa::Buffer::new();
+    let length = digits.format(stored.body.len());
+    let is_told = || fields.get(CONTENT_LENGTH).is_some_and(|told| told == length);
+    if stored.status != StatusCode::NO_CONTENT && !is_told() {
         fields.insert(CONTENT_LENGTH, HeaderValue::from(stored.body.len()));
     }
     let has_content = request.method != Method::HEAD && !stored.body.is_empty();

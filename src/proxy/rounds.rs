@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::fields::has_any;
+
 /// Unlike Via it is nobody's to remove: not a route's `request_headers`, not another proxy's.
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
@@ -23,12 +25,13 @@ impl Pseudonym {
 
     /// Whether a request has left with it before.
     pub fn has_signed(&self, fields: &HeaderMap) -> bool {
-        fields.get_all(CDN_LOOP).iter().any(|line| {
-            let mut names = line.as_bytes().split(|byte| *byte == b',');
-            names.any(|info| {
-                info.split(|byte| *byte == b';').next().is_some_and(|id| id.trim_ascii() == self.0.as_bytes())
+        has_any(fields, &[CDN_LOOP])
+            && fields.get_all(CDN_LOOP).iter().any(|line| {
+                let mut names = line.as_bytes().split(|byte| *byte == b',');
+                names.any(|info| {
+                    info.split(|byte| *byte == b';').next().is_some_and(|id| id.trim_ascii() == self.0.as_bytes())
+                })
             })
-        })
     }
 }
 

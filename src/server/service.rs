@@ -20,6 +20,7 @@ use super::purging;
 use super::request::{self, FirstHost, Refusal};
 use super::socket::Notes;
 use super::vouched::Vouched;
+use crate::fields::has_any;
 use crate::generation::{Generation, Shared};
 use crate::proxy::answer::{Answer, Arrival, Body, Content, Visit};
 use crate::proxy::{Connection, Handled, Interim, Proxy};
@@ -162,7 +163,7 @@ impl Service {
             answer.content = Content::Empty;
             let generation = self.proxy.shared.generation.load_full();
             let unread = Method::from_bytes(b"-").unwrap_or_default();
-            drop(self.visit(unread, None, None, Version::HTTP_11, &generation).finish(answer, false));
+            drop(self.visit(unread, "".into(), None, Version::HTTP_11, &generation).finish(answer, false));
         }
         error.to_string()
     }
@@ -177,7 +178,8 @@ impl Service {
 
     /// What never reaches a route is counted with what no route matches.
     pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
-        let (target, host) = (request.uri().path_and_query().cloned(), request.headers().get(HOST).cloned());
+        let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str).into();
+        let host = request.headers().get(HOST).cloned();
         let visit = self.visit(request.method().clone(), target, host, request.version(), generation);
         visit.finish(answer, generation.server.cache_status)
     }
@@ -185,7 +187,7 @@ impl Service {
     fn visit(
         &self,
         method: Method,
-        target: Option<PathAndQuery>,
+        target: Box<str>,
         host: Option<HeaderValue>,
         version: Version,
         generation: &Generation,
@@ -228,6 +230,9 @@ fn stats_page(shared: &Shared) -> Response<Body> {
 
 /// HTTP/2 may split `Cookie` (RFC 9113 §8.2.3); key and upstream see one field.
 fn join_cookies(fields: &mut HeaderMap) {
+    if !has_any(fields, &[COOKIE]) {
+        return;
+    }
     let mut cookies = fields.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
     let mut joined = first.as_bytes().to_vec();

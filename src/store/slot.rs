@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{AGE, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
@@ -127,13 +128,16 @@ impl Marker {
     }
 }
 
+/// The fields that [`compacted`] adds.
+const ADDED: usize = 2;
+
 /// A copy whose field values share one buffer of their own: a slice of a read buffer would pin the whole buffer. The
 /// body owns its storage already.
 pub fn compacted(response: &StoredResponse) -> StoredResponse {
     let mut buffer = Vec::with_capacity(response.fields.values().map(HeaderValue::len).sum());
     response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
     let mut rest = Bytes::from(buffer);
-    let mut fields = HeaderMap::with_capacity(response.fields.keys_len());
+    let mut fields = HeaderMap::with_capacity(response.fields.keys_len() + ADDED);
     for (name, value) in &response.fields {
         let own = rest.split_to(value.len());
         // What was valid is valid again.
@@ -141,6 +145,13 @@ pub fn compacted(response: &StoredResponse) -> StoredResponse {
         own.set_sensitive(value.is_sensitive());
         fields.append(owned_name(name), own);
     }
+    // In place already, so that an answer's copy of the fields need not grow.
+    fields.insert(AGE, HeaderValue::from_static("0"));
+    if response.status != StatusCode::NO_CONTENT && response.part.is_none() {
+        fields.insert(CONTENT_LENGTH, response.body.len().into());
+    }
+    // A copy has room for what it holds, no more.
+    let fields = fields.clone();
     StoredResponse {
         status: response.status,
         fields,

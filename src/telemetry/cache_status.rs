@@ -1,6 +1,7 @@
 //! How the cache took part in a request: one value, rendered as `Cache-Status` (RFC 9211), log and counters.
 
 use http::{HeaderValue, StatusCode};
+use smallvec::SmallVec;
 
 use crate::policy::reuse::Why;
 use crate::policy::settle::NotStored;
@@ -120,30 +121,30 @@ impl Word {
 impl CacheStatus {
     /// The `Cache-Status` field value, beginning with `aside`.
     pub fn to_value(self) -> HeaderValue {
-        let mut text = Vec::with_capacity(96);
-        self.write(&mut text);
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static("aside"))
+        let mut text = SmallVec::<[u8; 96]>::new();
+        self.write(&mut |part| text.extend_from_slice(part));
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("aside"))
     }
 
-    /// Appends the field value to `out`: parameters in the order of RFC 9211 §2; every value is a token or a number.
-    pub fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"aside");
+    /// Writes the field value to `out`, part by part: parameters in the order of RFC 9211 §2; every value is a token or a number.
+    pub fn write(self, out: &mut dyn FnMut(&[u8])) {
+        out(b"aside");
         match self.outcome {
             Outcome::Hit { ttl, tier: Tier::Memory | Tier::Redis } | Outcome::StaleOnError { ttl } => {
                 write_hit(out, ttl)
             }
             Outcome::Forward { why, fwd_status, stored, collapsed, revalidated: _ } => {
-                out.extend_from_slice(b"; fwd=");
-                out.extend_from_slice(fwd(why).as_bytes());
+                out(b"; fwd=");
+                out(fwd(why).as_bytes());
                 if let Some(status) = fwd_status {
-                    out.extend_from_slice(b"; fwd-status=");
-                    out.extend_from_slice(status.as_str().as_bytes());
+                    out(b"; fwd-status=");
+                    out(status.as_str().as_bytes());
                 }
                 if stored {
-                    out.extend_from_slice(b"; stored");
+                    out(b"; stored");
                 }
                 if collapsed {
-                    out.extend_from_slice(b"; collapsed");
+                    out(b"; collapsed");
                 }
             }
             Outcome::Generated => {}
@@ -153,8 +154,8 @@ impl CacheStatus {
             Outcome::Hit { .. } | Outcome::Forward { .. } | Outcome::Generated => self.detail,
         };
         if let Some(detail) = detail {
-            out.extend_from_slice(b"; detail=");
-            out.extend_from_slice(detail.as_str().as_bytes());
+            out(b"; detail=");
+            out(detail.as_str().as_bytes());
         }
     }
 
@@ -193,9 +194,9 @@ impl CacheStatus {
     }
 }
 
-fn write_hit(out: &mut Vec<u8>, ttl: i64) {
-    out.extend_from_slice(b"; hit; ttl=");
-    out.extend_from_slice(itoa::Buffer::new().format(ttl).as_bytes());
+fn write_hit(out: &mut dyn FnMut(&[u8]), ttl: i64) {
+    out(b"; hit; ttl=");
+    out(itoa::Buffer::new().format(ttl).as_bytes());
 }
 
 /// The `fwd` parameter (RFC 9211 §2.2).

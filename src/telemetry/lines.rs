@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::Version;
-use http::uri::PathAndQuery;
 use serde_json::{Map, Value};
 
 use super::events::Event;
@@ -35,10 +34,6 @@ fn host(record: &RequestRecord) -> Cow<'_, str> {
     record.host.as_ref().map_or(Cow::Borrowed(""), |host| String::from_utf8_lossy(host.as_bytes()))
 }
 
-fn target(record: &RequestRecord) -> &str {
-    record.target.as_ref().map_or("", PathAndQuery::as_str)
-}
-
 /// `time client method host target version status bytes duration cache route upstream "cache-status"`; `-` for nothing.
 fn access_text(out: &mut Vec<u8>, record: &RequestRecord) {
     rfc3339::write(out, record.started);
@@ -49,7 +44,7 @@ fn access_text(out: &mut Vec<u8>, record: &RequestRecord) {
     out.push(b' ');
     escape(out, or_dash(&host(record)));
     out.push(b' ');
-    escape(out, or_dash(target(record)));
+    escape(out, or_dash(&record.target));
     out.push(b' ');
     version(out, record.version);
     out.push(b' ');
@@ -71,7 +66,7 @@ fn access_text(out: &mut Vec<u8>, record: &RequestRecord) {
         None => out.push(b'-'),
     }
     out.extend_from_slice(b" \"");
-    record.cache_status.write(out);
+    record.cache_status.write(&mut |part| out.extend_from_slice(part));
     out.push(b'"');
     if record.aborted {
         out.extend_from_slice(b" aborted");
@@ -85,7 +80,7 @@ fn access_json(out: &mut Vec<u8>, record: &RequestRecord) {
     address(out, record.client);
     string(out, "\",\"method\":\"", record.method.as_str());
     string(out, ",\"host\":\"", &host(record));
-    string(out, ",\"path\":\"", target(record));
+    string(out, ",\"path\":\"", &record.target);
     out.extend_from_slice(b",\"version\":\"");
     version(out, record.version);
     out.extend_from_slice(b"\",\"status\":");
@@ -100,7 +95,7 @@ fn access_json(out: &mut Vec<u8>, record: &RequestRecord) {
     }
     string(out, ",\"cache\":\"", record.cache_status.word().as_str());
     out.extend_from_slice(b",\"cache_status\":\"");
-    record.cache_status.write(out);
+    record.cache_status.write(&mut |part| out.extend_from_slice(part));
     out.extend_from_slice(b"\",\"upstream_ms\":");
     match record.upstream {
         Some(upstream) => millis(out, upstream),
@@ -194,10 +189,21 @@ fn string(out: &mut Vec<u8>, before: &str, text: &str) {
     out.push(b'"');
 }
 
+/// What needs no escape in ASCII, looked up: every line is read through byte by byte.
+static AS_IT_IS: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = b' ';
+    while byte <= b'~' {
+        table[byte as usize] = byte != b'"' && byte != b'\\';
+        byte += 1;
+    }
+    table
+};
+
 /// As a JSON string escapes: what a client sends can neither end a line nor leave its quotes. DEL and the C1 controls
 /// are escaped as well, for a terminal may obey them.
 fn escape(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+    if text.bytes().all(|byte| AS_IT_IS[usize::from(byte)]) {
         out.extend_from_slice(text.as_bytes());
         return;
     }
@@ -217,8 +223,8 @@ fn escape(out: &mut Vec<u8>, text: &str) {
 mod tests {
     use http::{HeaderValue, Method, StatusCode};
 
-    use super::super::cache_status::{CacheStatus, Detail, Outcome};
     use super::super::UNROUTED;
+    use super::super::cache_status::{CacheStatus, Detail, Outcome};
     use super::super::metrics::RouteCounters;
     use super::*;
     use crate::store::Tier;
@@ -230,7 +236,7 @@ mod tests {
             until_head: Duration::from_micros(400),
             client: [192, 0, 2, 1].into(),
             method: Method::GET,
-            target: Some(PathAndQuery::from_static("/v1/x?a=1")),
+            target: "/v1/x?a=1".into(),
             host: Some(HeaderValue::from_static("api.test")),
             version: Version::HTTP_11,
             status: StatusCode::OK,
@@ -295,9 +301,8 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         // What a head can have of it reaches no line as it is.
         let host = HeaderValue::from_bytes(b"a\"\xc2\x9b").unwrap();
-        let target = PathAndQuery::from_static("/\"");
         let mut out = Vec::new();
-        access(&mut out, Format::Text, &RequestRecord { host: Some(host), target: Some(target), ..record() });
+        access(&mut out, Format::Text, &RequestRecord { host: Some(host), target: "/\"".into(), ..record() });
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains(r#" a\"\u009b /\" "#), "{text}");
     }

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{RequestRecord, UNROUTED};
 use super::cache_status::{Detail, Outcome, Word};
 use super::histogram::Histogram;
+use super::{RequestRecord, UNROUTED};
 use crate::policy::settle::NotStored;
 use crate::store::Tier;
 

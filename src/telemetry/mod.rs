@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::uri::PathAndQuery;
 
 use crate::clock::{Clock, Timestamp};
 use crate::policy::settle::NotStored;
@@ -47,8 +46,9 @@ pub struct RequestRecord {
     pub client: IpAddr,
     /// Method.
     pub method: http::Method,
-    /// Path and query as received; none where the head could not be read, or has none.
-    pub target: Option<PathAndQuery>,
+    /// Path and query as received, copied: a slice would keep the connection's read buffer from being used again. Empty
+    /// where the head could not be read, or has none.
+    pub target: Box<str>,
     /// Host; none where the head could not be read, or has none.
     pub host: Option<HeaderValue>,
     /// HTTP version of the request.
@@ -324,7 +324,7 @@ mod tests {
             until_head: Duration::from_millis(1),
             client: [127, 0, 0, 1].into(),
             method: Method::GET,
-            target: Some(PathAndQuery::from_static("/")),
+            target: "/".into(),
             host: Some(HeaderValue::from_static("a.test")),
             version: Version::HTTP_11,
             status: if outcome == Outcome::Generated { StatusCode::BAD_GATEWAY } else { StatusCode::OK },

@@ -1,5 +1,7 @@
 //! Times as RFC 3339 writes them, in UTC with milliseconds.
 
+use std::cell::Cell;
+
 use crate::clock::Timestamp;
 
 /// `2026-01-02T03:04:05.678Z`: always 24 bytes up to the year 9999.
@@ -9,25 +11,44 @@ pub fn format(time: Timestamp) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+thread_local! {
+    /// The last second that this thread wrote, and how: nearly every line is of the same one as the line before, and the
+    /// date is most of the work.
+    static SECOND: Cell<(u64, [u8; 20])> = const { Cell::new((u64::MAX, [0; 20])) };
+}
+
 /// Appends the time to `out`.
 pub fn write(out: &mut Vec<u8>, time: Timestamp) {
     let millis = time.as_millis();
+    let (second, mut text) = SECOND.get();
+    if second != millis / 1000 {
+        text = upto_second(millis);
+        SECOND.set((millis / 1000, text));
+    }
+    out.extend_from_slice(&text);
+    digits(out, millis % 1000, 3);
+    out.push(b'Z');
+}
+
+/// `2026-01-02T03:04:05.`
+fn upto_second(millis: u64) -> [u8; 20] {
+    let mut out = Vec::with_capacity(20);
     let (days, of_day) = (millis / 86_400_000, millis % 86_400_000);
     let (year, month, day) = civil(days.min(2_932_896));
-    digits(out, year, 4);
+    digits(&mut out, year, 4);
     out.push(b'-');
-    digits(out, month, 2);
+    digits(&mut out, month, 2);
     out.push(b'-');
-    digits(out, day, 2);
+    digits(&mut out, day, 2);
     out.push(b'T');
-    digits(out, of_day / 3_600_000, 2);
+    digits(&mut out, of_day / 3_600_000, 2);
     out.push(b':');
-    digits(out, of_day / 60_000 % 60, 2);
+    digits(&mut out, of_day / 60_000 % 60, 2);
     out.push(b':');
-    digits(out, of_day / 1000 % 60, 2);
+    digits(&mut out, of_day / 1000 % 60, 2);
     out.push(b'.');
-    digits(out, of_day % 1000, 3);
-    out.push(b'Z');
+    // Four digits for the year: `days` is bounded.
+    out.try_into().unwrap_or([b'0'; 20])
 }
 
 /// Year, month and day of a day since 1970-01-01: eras of 400 years that begin on the first of March.
