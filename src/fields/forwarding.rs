@@ -62,18 +62,29 @@ static FORWARDED: HeaderName = http::header::FORWARDED;
 
 /// Whether the field is for proxies to send.
 pub fn is_claim(name: &HeaderName) -> bool {
-    as_read(name.as_str(), |name| {
-        // Nearly every field is told apart by its first letter.
-        matches!(name.as_bytes(), [b'c' | b'f' | b'p' | b't' | b'w' | b'x', ..])
-            && (name.starts_with(PREFIX) || CLAIMS.contains(&name) || ADDRESSES.contains(&name))
-    })
+    // Nearly every field is told apart by its first letter.
+    matches!(name.as_str().as_bytes(), [b'c' | b'f' | b'p' | b't' | b'w' | b'x', ..])
+        && as_read(name.as_str(), |name| {
+            name.starts_with(PREFIX) || CLAIMS.contains(&name) || ADDRESSES.contains(&name)
+        })
 }
 
 /// Whether servers that hand fields over as environment variables take the name for another one: all but letters and
 /// digits becomes `_` there.
 pub fn is_ambiguous(name: &HeaderName) -> bool {
-    !name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    !name.as_str().bytes().all(|byte| PLAIN[usize::from(byte)])
 }
+
+/// What stays as it is in an environment variable's name, looked up: every name is read through.
+static PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || byte as u8 == b'-';
+        byte += 1;
+    }
+    table
+};
 
 /// Whether the field tells whose request it is. The upstream is sent one that no client's fields select by.
 pub fn is_address(name: &HeaderName) -> bool {
@@ -145,7 +156,7 @@ fn end_of_pair(text: &[u8]) -> usize {
 
 /// Asks about a name as a server could read it.
 fn as_read(name: &str, ask: impl Fn(&str) -> bool) -> bool {
-    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+    if name.bytes().all(|byte| PLAIN[usize::from(byte)]) {
         return ask(name);
     }
     ask(&name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-"))

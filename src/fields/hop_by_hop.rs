@@ -64,7 +64,8 @@ pub fn remove_named(fields: &mut HeaderMap) {
 
 /// Whether a field is the connection's own, named by `Connection` or not.
 pub fn is_own(name: &HeaderName) -> bool {
-    OWN.contains(name)
+    // Nearly every field is told apart by its first letter.
+    matches!(name.as_str().as_bytes(), [b'c' | b'h' | b'k' | b'p' | b't' | b'u', ..]) && OWN.contains(name)
 }
 
 fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
@@ -103,7 +104,7 @@ mod tests {
             fields.append(name, HeaderValue::from_static("x"));
             fields.append(name, HeaderValue::from_static("y"));
             remove(&mut fields);
-            assert!(fields.is_empty(), "{name}");
+            assert!(fields.is_empty() && is_own(name), "{name}");
         }
     }
 

@@ -55,7 +55,7 @@ pub fn reduce(fields: &mut HeaderMap, sender: &Sender, route: &Route, caching: &
     forwarding::remove_if(fields, |name| {
         hop_by_hop::is_own(name)
             || (!sender.trusted && forwarding::is_claim(name))
-            || ((forwarding::is_ambiguous(name) || is_of_content(name)) && !is_listed(name) && !is_keyed(name, caching))
+            || ((is_of_content(name) || forwarding::is_ambiguous(name)) && !is_listed(name) && !is_keyed(name, caching))
     });
     keep_keyed_cookies(fields, caching);
     caching.key.reduce(fields);

@@ -30,7 +30,7 @@ pub struct Absent {
     /// Whether Redis may know more.
     pub(super) ask_redis: bool,
     /// Where a response would be, by the marker known here.
-    variant: Option<Address>,
+    variant: Option<Box<Address>>,
 }
 
 /// What this process held under a key, and how much it had removed, before Redis was asked for it.
@@ -67,7 +67,7 @@ impl Store {
                     Some(slot @ Slot::Response(_)) => self.judge(slot, &variant.key, query),
                     Some(Slot::Marker(_)) | None => Err(Missing::Variant(names)),
                 };
-                found.map_err(|why| absent(why, variant.key, Some(variant)))
+                found.map_err(|why| absent(why, variant.key, Some(Box::new(variant))))
             }
         }
     }
@@ -95,7 +95,9 @@ impl Store {
         found: Found,
     ) -> Lookup {
         let variant = match self.slot(query.address, query.now) {
-            Some(Slot::Marker(marker)) => Some(query.address.variant(query.request, &selecting(query, &marker))),
+            Some(Slot::Marker(marker)) => {
+                Some(Box::new(query.address.variant(query.request, &selecting(query, &marker))))
+            }
             Some(Slot::Response(_)) | None => None,
         };
         let key = variant.as_ref().map_or(query.address.key, |variant| variant.key);
