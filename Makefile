@@ -1,7 +1,7 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build test lint conformance soak fuzz image demo redis-server clean
+.PHONY: build test lint conformance instructions soak fuzz image demo redis-server valgrind clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
@@ -34,6 +34,10 @@ $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CO
 	npm ci --prefix $(CONFORMANCE) --ignore-scripts --no-audit --no-fund
 	@touch $@
 
+# What a request costs in instructions, held to benches/instructions.json. UPDATE=1 writes the file.
+instructions: build redis-server valgrind
+	python3 benches/instructions.py target/release/aside $(if $(UPDATE),--update)
+
 # The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
 # the upstream did not do. Ten minutes; SOAK_SECONDS says otherwise.
 soak: build redis-server
@@ -57,6 +61,9 @@ demo:
 # The tests start servers of their own; the package's service stays off.
 redis-server:
 	@command -v redis-server >/dev/null || .ci/install-redis-server
+
+valgrind:
+	@command -v valgrind >/dev/null || .ci/install-valgrind
 
 $(VALKEY): .ci/valkey.txt .ci/fetch-valkey
 	.ci/fetch-valkey $@
