@@ -55,6 +55,8 @@ CASES = {
     "miss-stored-in-both": (300, 0, "", "both"),
 }
 
+# Rows as an API would send them: what Redis holds is compressed.
+BODY = "".join(f'{{"id":{at},"price":{at * 7919 % 9973}}},' for at in range(1, 100))[:1024]
 ANSWER = b"""\
 HTTP/1.1 200 OK\r
 Date: %s\r
@@ -64,7 +66,7 @@ Cache-Control: public, max-age=3600\r
 ETag: "v1"\r
 Last-Modified: Wed, 01 Jan 2020 00:00:00 GMT\r
 \r
-""" + bytes(97 + at % 26 for at in range(1024))
+""" + BODY.encode()
 
 
 class Failure(Exception):
