@@ -42,10 +42,10 @@ $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CO
 instructions: build redis-server valgrind
 	python3 benches/instructions.py target/release/aside $(if $(UPDATE),--update)
 
-# What each step of a request costs by itself, then aside beside bare hyper and nginx; see docs/performance.md. BENCH is for the
-# latter: --list, --case, --rounds, --seconds.
+# What each step of a request costs by itself, then aside beside bare hyper and nginx (docs/performance.md). With BENCH, options
+# of the latter, that alone: --list, --case, --rounds, --seconds.
 bench: build redis-server
-	$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench micro
+	$(if $(BENCH),,$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench micro)
 	$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench side_by_side -- $(BENCH)
 
 # The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
