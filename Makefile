@@ -1,10 +1,12 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build test lint conformance soak fuzz image demo redis-server clean
+.PHONY: build test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
+# The benchmarks are a package of their own, built beside the rest.
+BENCHES := CARGO_TARGET_DIR=$(CURDIR)/target
 IMAGE ?= aside
 FUZZ_TARGETS ?= cache_control configuration head range record target vary
 FUZZ_SECONDS ?= 60
@@ -24,6 +26,8 @@ test: redis-server $(VALKEY)
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --manifest-path benches/Cargo.toml --check
+	$(BENCHES) cargo clippy --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 # The HTTP cache tests, once with memory alone and once with Redis. STORES=memory runs that one.
 conformance: build redis-server $(CONFORMANCE)/node_modules/.package-lock.json
@@ -33,6 +37,16 @@ conformance: build redis-server $(CONFORMANCE)/node_modules/.package-lock.json
 $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CONFORMANCE)/package-lock.json
 	npm ci --prefix $(CONFORMANCE) --ignore-scripts --no-audit --no-fund
 	@touch $@
+
+# What a request costs in instructions, held to benches/instructions.json. UPDATE=1 writes the file.
+instructions: build redis-server valgrind
+	python3 benches/instructions.py target/release/aside $(if $(UPDATE),--update)
+
+# What each step of a request costs by itself, then aside beside bare hyper and nginx (docs/performance.md). With BENCH, options
+# of the latter, that alone: --list, --case, --rounds, --seconds.
+bench: build redis-server
+	$(if $(BENCH),,$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench micro)
+	$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench side_by_side -- $(BENCH)
 
 # The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
 # the upstream did not do. Ten minutes; SOAK_SECONDS says otherwise.
@@ -57,6 +71,9 @@ demo:
 # The tests start servers of their own; the package's service stays off.
 redis-server:
 	@command -v redis-server >/dev/null || .ci/install-redis-server
+
+valgrind:
+	@command -v valgrind >/dev/null || .ci/install-valgrind
 
 $(VALKEY): .ci/valkey.txt .ci/fetch-valkey
 	.ci/fetch-valkey $@

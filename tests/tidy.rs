@@ -131,6 +131,10 @@ fn violations_in(files: &[Source], check: impl Fn(&Source) -> Vec<String>) -> Ve
         .collect()
 }
 
+fn everywhere() -> Vec<Source> {
+    ["src", "tests", "benches"].into_iter().flat_map(|folder| sources(root(), folder)).collect()
+}
+
 fn top_level_modules() -> BTreeSet<String> {
     sources(root(), "src").iter().map(|file| top(&file.module).to_owned()).collect()
 }
@@ -252,7 +256,7 @@ fn only_telemetry_touches_metrics() {
 
 #[test]
 fn every_file_says_in_a_sentence_what_it_is_for() {
-    let files = [sources(root(), "src"), sources(root(), "tests")].concat();
+    let files = everywhere();
     let found = violations_in(&files, |file| {
         let lines = file.text.lines().map_while(|line| line.strip_prefix("//! "));
         let sentence = lines.collect::<Vec<_>>().join(" ");
@@ -278,7 +282,7 @@ fn files_are_short_and_end_with_their_tests() {
 
 #[test]
 fn files_are_named_by_what_they_hold() {
-    let files = [sources(root(), "src"), sources(root(), "tests")].concat();
+    let files = everywhere();
     let found = violations_in(&files, |file| {
         let parts = Path::new(&file.name).with_extension("");
         let empty = parts.iter().filter_map(|part| part.to_str()).filter(|part| EMPTY_NAMES.contains(part));
@@ -298,7 +302,7 @@ fn functions_over_60_lines_are_refused_by_the_linter() {
     ];
     let missing = expected.into_iter().filter(|(path, text)| !read(path).contains(text));
     let missing = missing.map(|(path, text)| format!("{path} does not say `{text}`"));
-    let files = [sources(root(), "src"), sources(root(), "tests")].concat();
+    let files = everywhere();
     let lifted = files.iter().filter(|file| file.code.contains("clippy::too_many_lines"));
     report("lints", missing.chain(lifted.map(|file| format!("{}: lifts the limit on functions", file.name))));
 }

@@ -15,6 +15,9 @@ pub struct Source {
     pub code: String,
 }
 
+/// What others wrote or a build left.
+const FOREIGN: [&str; 2] = ["node_modules", "target"];
+
 /// Every `.rs` file below a folder, by name.
 pub fn sources(root: &Path, folder: &str) -> Vec<Source> {
     let mut found = Vec::new();
@@ -23,7 +26,8 @@ pub fn sources(root: &Path, folder: &str) -> Vec<Source> {
         let listing = std::fs::read_dir(&next).unwrap_or_else(|error| panic!("{}: {error}", next.display()));
         for path in listing.map(|listed| listed.unwrap().path()) {
             if path.is_dir() {
-                folders.extend((path.file_name().unwrap() != "node_modules").then_some(path));
+                let is_ours = FOREIGN.iter().all(|name| path.file_name().unwrap() != *name);
+                folders.extend(is_ours.then_some(path));
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
                 found.push(Source::new(name, std::fs::read_to_string(&path).unwrap()));

@@ -1,0 +1,76 @@
+//! What processes use, as Linux tells it in `/proc`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::read_to_string;
+
+/// `USER_HZ`, in which `/proc` counts; the same on every architecture that Rust's Linux targets run on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The CPU time of a process and all below it, with that of children that have ended.
+pub fn cpu_seconds(root: u32) -> f64 {
+    tree(root).into_iter().filter_map(stat).map(|stat| stat[11..15].iter().sum::<f64>()).sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// The CPU time of this process and of the children that have ended.
+pub fn own_cpu_seconds() -> f64 {
+    stat(std::process::id()).map_or(0.0, |stat| stat[11..15].iter().sum::<f64>() / TICKS_PER_SECOND)
+}
+
+/// The CPU time that the whole machine has spent.
+pub fn busy_seconds() -> f64 {
+    let text = read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let times: Vec<f64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+    let idle: f64 = times.iter().skip(3).take(2).sum();
+    (times.iter().sum::<f64>() - idle) / TICKS_PER_SECOND
+}
+
+/// The files that each epoll of a process watches, one epoll for each worker.
+pub fn watched_files(process: u32) -> BTreeSet<BTreeSet<u64>> {
+    let files = std::fs::read_dir(format!("/proc/{process}/fdinfo")).into_iter().flatten().flatten();
+    let watched = files.filter_map(|file| {
+        let text = read_to_string(file.path()).ok()?;
+        let targets = text.lines().filter_map(|line| line.strip_prefix("tfd:"));
+        Some(targets.filter_map(|target| target.split_whitespace().next()?.parse().ok()).collect::<BTreeSet<u64>>())
+    });
+    // The runtime holds each of them twice.
+    watched.filter(|files| !files.is_empty()).collect()
+}
+
+/// The memory of a process and all below it, in KiB; what several share counts once (proportional set size).
+pub fn memory_kib(root: u32) -> f64 {
+    let of = |process: u32| {
+        let text = read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    tree(root).into_iter().filter_map(of).sum()
+}
+
+/// A process and all below it.
+fn tree(root: u32) -> Vec<u32> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(id) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some(stat) = stat(id) {
+            children.entry(stat[1] as u32).or_default().push(id);
+        }
+    }
+    let (mut found, mut next) = (vec![root], 0);
+    while next < found.len() {
+        found.extend(children.remove(&found[next]).into_iter().flatten());
+        next += 1;
+    }
+    found
+}
+
+/// The fields of a process' `stat` after its name.
+fn stat(process: u32) -> Option<Vec<f64>> {
+    fields(&read_to_string(format!("/proc/{process}/stat")).ok()?)
+}
+
+/// From the state on, which counts as 0: it is no number.
+fn fields(stat: &str) -> Option<Vec<f64>> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect())
+}

@@ -1,0 +1,92 @@
+//! A measurement: what every process used while a load ran.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::load::Load;
+use super::machine::{busy_seconds, cpu_seconds, memory_kib, own_cpu_seconds};
+use super::stage::Stage;
+
+/// Figures by name.
+pub type Figures = BTreeMap<&'static str, f64>;
+
+/// CPUs' worth of time that others may use before a measurement is doubted.
+pub const NOISE_MAX: f64 = 0.1;
+
+pub const CPU_US: &str = "cpu_us";
+pub const REDIS_US: &str = "redis_us";
+pub const RATE: &str = "requests_per_second";
+pub const P50_MS: &str = "p50_ms";
+pub const P99_MS: &str = "p99_ms";
+pub const P99_OVER_P50: &str = "p99_over_p50";
+pub const MEMORY_MIB: &str = "memory_mib";
+pub const UPSTREAM_REQUESTS: &str = "upstream_requests";
+pub const LAST_MS: &str = "last_ms";
+pub const CONNECTION_KIB: &str = "connection_kib";
+pub const BUSIEST_OVER_MEAN: &str = "busiest_over_mean";
+pub const ERRORS: &str = "errors";
+pub const NOISE: &str = "noise_cpus";
+
+/// Runs a load and sets beside it what was used meanwhile.
+pub fn measured(stage: &Stage<'_>, load: impl FnOnce() -> Result<Load, String>) -> Result<Figures, String> {
+    let asked = stage.asked()?;
+    let (load, used) = watched(stage, load)?;
+    let mut figures = Figures::from([
+        (CPU_US, used.contender / load.requests * 1e6),
+        (RATE, load.requests / load.seconds),
+        (P50_MS, load.p50_ms),
+        (P99_MS, load.p99_ms),
+        (P99_OVER_P50, load.p99_ms / load.p50_ms),
+        (MEMORY_MIB, memory_kib(stage.process.id()) / 1024.0),
+        (UPSTREAM_REQUESTS, stage.asked()? - asked),
+        (ERRORS, load.errors),
+        (NOISE, used.by_others()),
+    ]);
+    if stage.redis.is_some() {
+        figures.insert(REDIS_US, used.redis / load.requests * 1e6);
+    }
+    Ok(figures)
+}
+
+/// Runs a load and tells what was used meanwhile.
+pub fn watched<T>(stage: &Stage<'_>, load: impl FnOnce() -> Result<T, String>) -> Result<(T, Used), String> {
+    let (begun, before) = (Instant::now(), Used::until_now(stage));
+    let load = load()?;
+    let used = Used::until_now(stage);
+    let used = Used {
+        contender: used.contender - before.contender,
+        redis: used.redis - before.redis,
+        rest: used.rest - before.rest,
+        machine: used.machine - before.machine,
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    Ok((load, used))
+}
+
+/// CPU seconds.
+pub struct Used {
+    contender: f64,
+    redis: f64,
+    /// The origin, and what loads.
+    rest: f64,
+    machine: f64,
+    /// In which they were used.
+    seconds: f64,
+}
+
+impl Used {
+    fn until_now(stage: &Stage<'_>) -> Self {
+        Self {
+            contender: cpu_seconds(stage.process.id()),
+            redis: stage.redis.as_ref().map_or(0.0, |redis| cpu_seconds(redis.id())),
+            rest: cpu_seconds(stage.origin.id()) + own_cpu_seconds(),
+            machine: busy_seconds(),
+            seconds: 0.0,
+        }
+    }
+
+    /// How many CPUs were used by what is no part of the measurement.
+    pub fn by_others(&self) -> f64 {
+        (self.machine - self.contender - self.redis - self.rest).max(0.0) / self.seconds
+    }
+}
