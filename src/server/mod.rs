@@ -14,6 +14,7 @@ mod request;
 mod service;
 mod socket;
 mod vouched;
+mod watch;
 mod worker;
 
 use std::io;
