@@ -5,10 +5,10 @@
 //! ```
 //!
 //! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
-//! client library does not scan the value as text. The seal (blake3, cut to 16 bytes; keyed, where there is a key) covers
-//! all but itself. The body is last and is read as a slice; one that is stored in over 1 MiB is a string of its own, named here by length and
-//! digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length (8) of what was received
-//! for a zstd frame. Seal, length and digest are those of what is stored.
+//! client library does not scan the value as text. The seal (since version 4 XXH3 of 128 bits; with a key, keyed blake3
+//! cut to 16 bytes) covers all but itself. The body is last; one that is stored in over 1 MiB is a string of its own, named
+//! here by length and blake3 digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length
+//! (8) of what was received for a zstd frame. Seal, length and digest are those of what is stored.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -32,10 +32,10 @@ mod write;
 /// A byte that no UTF-8 text contains.
 const MAGIC: u8 = 0xC0;
 /// The version of this layout; records of any other are refused.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
 const DURATION_SECS_MAX: u64 = 1 << 40;
-const SEAL_AT: usize = 3;
+const SEAL_AT: usize = seal::HEAD;
 const PAYLOAD_AT: usize = SEAL_AT + seal::LENGTH;
 
 /// What a record holds.
@@ -186,10 +186,12 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
     if record.get(1).is_some_and(|version| *version != VERSION) {
         return Err(Unreadable::Version);
     }
-    let (Some(head), Some(payload)) = (record.get(..PAYLOAD_AT), record.get(PAYLOAD_AT..)) else {
+    let (Some(head), Some(found), Some(payload)) =
+        (record.first_chunk(), record.get(SEAL_AT..PAYLOAD_AT), record.get(PAYLOAD_AT..))
+    else {
         return Err(Unreadable::Checksum);
     };
-    if !seal.is_on(&head[SEAL_AT..], &head[..SEAL_AT], payload) {
+    if !seal.is_on(found, *head, payload) {
         return Err(Unreadable::Checksum);
     }
     let mut input = Reader::new(payload);
@@ -567,7 +569,8 @@ mod tests {
         check(b"{\"json\":1}", Unreadable::Foreign);
         check(&[MAGIC, 1, 1, 0], Unreadable::Version);
         check(&[MAGIC, 2, 1, 0], Unreadable::Version);
-        check(&[MAGIC, 4, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 3, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 5, 1, 0], Unreadable::Version);
         check(&[MAGIC], Unreadable::Checksum);
         check(&Writer::new(9, 0).finish(&Seal::plain()), Unreadable::Malformed);
     }
