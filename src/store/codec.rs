@@ -10,6 +10,8 @@
 //! here by length and blake3 digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length
 //! (8) of what was received for a zstd frame. Seal, length and digest are those of what is stored.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -45,7 +47,7 @@ pub enum Record {
     /// empty where it is detached.
     Response {
         /// The response.
-        response: Box<StoredResponse>,
+        response: Arc<StoredResponse>,
         /// The key material.
         material: Bytes,
         /// Where the body is, when it is not in the record.
@@ -177,8 +179,8 @@ pub fn encode_marker(marker: &Marker, seal: &Seal) -> Vec<u8> {
     out.finish(seal)
 }
 
-/// Reads a record that this seal was put on, and whose body is at most `body_max` long. The response's body is a slice of
-/// `record`; all else is owned.
+/// Reads a record that this seal was put on, and whose body is at most `body_max` long. A response's material, field values
+/// and body are slices of `record`, which saves an allocation for each; all else is owned.
 pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unreadable> {
     if record.first() != Some(&MAGIC) {
         return Err(Unreadable::Foreign);
@@ -194,14 +196,14 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
     if !seal.is_on(found, *head, payload) {
         return Err(Unreadable::Checksum);
     }
-    let mut input = Reader::new(payload);
+    let mut input = Reader::new(record, payload);
     let decoded = match head[2] {
         kind if kind == Kind::Response as u8 => {
             let (mut response, material) = read_response(&mut input)?;
             let coding = read_coding(&mut input)?;
-            response.body = record.slice(record.len() - input.rest().len()..);
+            response.body = input.shared_rest();
             check_lengths(response.body.len() as u64, coding, body_max)?;
-            return Ok(Record::Response { response, material, detached: None, coding });
+            return Ok(Record::Response { response: Arc::new(response), material, detached: None, coding });
         }
         kind if kind == Kind::ResponseDetached as u8 => {
             let (response, material) = read_response(&mut input)?;
@@ -211,7 +213,7 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
             if detached.length == 0 {
                 return Err(Unreadable::Malformed);
             }
-            Record::Response { response, material, detached: Some(detached), coding }
+            Record::Response { response: Arc::new(response), material, detached: Some(detached), coding }
         }
         kind if kind == Kind::Marker as u8 => Record::Marker(read_marker(&mut input)?),
         _ => return Err(Unreadable::Malformed),
@@ -321,7 +323,7 @@ fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
     let mut fields = HeaderMap::new();
     for _ in 0..input.count()? {
         let name = field_name(input.bytes()?)?;
-        let value = HeaderValue::from_bytes(input.bytes()?).map_err(|_| Unreadable::Malformed)?;
+        let value = HeaderValue::from_maybe_shared(input.shared_bytes()?).map_err(|_| Unreadable::Malformed)?;
         if !is_framing(&name) {
             fields.try_append(name, value).map_err(|_| Unreadable::Malformed)?;
         }
@@ -356,7 +358,7 @@ fn is_framing(name: &HeaderName) -> bool {
 }
 
 /// All of a response but its body.
-fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes), Unreadable> {
+fn read_response(input: &mut Reader<'_>) -> Result<(StoredResponse, Bytes), Unreadable> {
     let status = StatusCode::from_u16(input.u16()?).map_err(|_| Unreadable::Malformed)?;
     let (request_time, response_time) = (input.timestamp()?, input.timestamp()?);
     let freshness = read_freshness(input)?;
@@ -368,20 +370,11 @@ fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes),
         tags: (0..input.count()?).map(|_| input.text().map(Box::from)).collect::<Result<_, _>>()?,
     };
     let selecting = read_selecting(input)?;
-    let material = Bytes::copy_from_slice(input.bytes()?);
+    let material = input.shared_bytes()?;
     let fields = read_fields(input)?;
     let body = Bytes::new();
-    let response = Box::new(StoredResponse {
-        status,
-        fields,
-        request_time,
-        response_time,
-        freshness,
-        selecting,
-        part,
-        provenance,
-        body,
-    });
+    let response =
+        StoredResponse { status, fields, request_time, response_time, freshness, selecting, part, provenance, body };
     Ok((response, material))
 }
 
@@ -396,7 +389,6 @@ fn read_marker(input: &mut Reader<'_>) -> Result<Marker, Unreadable> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -506,7 +498,7 @@ mod tests {
             panic!("expected a response")
         };
         assert_eq!((&response.body, detached, coding), (&stored.bytes, None, Coding::Zstd { length: 5000 }));
-        assert_eq!(StoredBody { bytes: response.body, coding }.restored(), Ok(body));
+        assert_eq!(StoredBody { bytes: response.body.clone(), coding }.restored(), Ok(body));
     }
 
     #[test]

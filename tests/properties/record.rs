@@ -35,7 +35,7 @@ fn check_read(record: &Bytes) {
             Coding::Zstd { length } => length,
         };
         assert!(declared <= BODY_MAX);
-        if let Ok(body) = (StoredBody { bytes: response.body, coding }).restored() {
+        if let Ok(body) = (StoredBody { bytes: response.body.clone(), coding }).restored() {
             assert_eq!(body.len() as u64, declared);
         }
     }
@@ -81,7 +81,7 @@ fn check_written(source: &mut Source<'_>) {
             .into();
     let expected_body = if detached.is_some() { Bytes::new() } else { body.bytes.clone() };
     let expected = Record::Response {
-        response: Box::new(StoredResponse { body: expected_body, ..response.clone() }),
+        response: Arc::new(StoredResponse { body: expected_body, ..response.clone() }),
         material,
         detached,
         coding: body.coding,
