@@ -448,7 +448,7 @@ mod tests {
         let Record::Response { response, material, detached, coding } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
-        assert_eq!((&*response, &material), (&*held.response, &held.material));
+        assert_eq!((&*response, &*material), (&*held.response, &*held.material));
         assert_eq!((detached, coding), (None, Coding::Identity));
     }
 

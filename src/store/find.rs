@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderName;
 
 use super::ledger::Verdict;
@@ -154,12 +153,12 @@ impl Store {
         if let Some(slot) = self.memory.get(&address.key) {
             if !usable(&slot) {
                 self.memory.remove_same(&address.key, &slot);
-            } else if slot.material() == &address.material {
+            } else if *slot.material() == *address.material {
                 return Some(slot);
             }
         }
         match self.redis.as_ref()?.waiting(&address.key)? {
-            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && slot.material() == &address.material),
+            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && *slot.material() == *address.material),
             Waiting::Unlink => None,
         }
     }
@@ -215,11 +214,7 @@ impl Store {
         if !self.memory.admits_body(response.body.len()) {
             return Ok(found(&response, Tier::Redis, must_validate));
         }
-        let mut own = compacted(&response);
-        if is_body_shared {
-            own.body = Bytes::copy_from_slice(&own.body);
-        }
-        let mut held = Held::new(address, Arc::new(own));
+        let mut held = Held::new(address, Arc::new(compacted(&response, is_body_shared)));
         held.checked = checked;
         let found = found(&held.response, Tier::Redis, must_validate);
         self.put_over(address, before, Slot::Response(Arc::new(held)));

@@ -19,6 +19,12 @@ const SLOT_BYTES: u64 = 160;
 const ALLOCATION_BYTES: u64 = 16;
 /// One field in a `HeaderMap`: name, value, hash and links.
 const FIELD_BYTES: u64 = 104;
+/// What a `HeaderMap` has for each field that it has room for, to find it by.
+const INDEX_BYTES: usize = 6;
+/// What a shared buffer costs beside its bytes: its count of references.
+const SHARED_BYTES: u64 = 32;
+/// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
+const COPIED_MAX: usize = 4 << 10;
 
 /// What is held under a key. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,8 +40,8 @@ pub enum Slot {
 pub struct Held {
     /// The response.
     pub response: Arc<StoredResponse>,
-    /// The key material it was stored under, owned.
-    pub material: Bytes,
+    /// The key material it was stored under.
+    pub material: Box<[u8]>,
     /// The ledger's number at which this copy was last found valid.
     pub checked: AtomicU64,
     weight: u64,
@@ -62,7 +68,7 @@ impl Slot {
     }
 
     /// The key material it was stored under.
-    pub fn material(&self) -> &Bytes {
+    pub fn material(&self) -> &[u8] {
         match self {
             Self::Response(held) => &held.material,
             Self::Marker(marker) => &marker.material,
@@ -90,8 +96,9 @@ impl Slot {
 impl Held {
     /// A response under an address. The response must own its bytes (see [`compacted`]).
     pub fn new(address: &Address, response: Arc<StoredResponse>) -> Self {
-        let material = Bytes::copy_from_slice(&address.material);
-        let weight = SLOT_BYTES + size_of::<Self>() as u64 + allocated(material.len()) + response_bytes(&response);
+        let material = Box::from(&*address.material);
+        let weight =
+            SLOT_BYTES + size_of::<Self>() as u64 + allocated(address.material.len()) + response_bytes(&response);
         Self { response, material, checked: AtomicU64::new(0), weight }
     }
 }
@@ -127,11 +134,15 @@ impl Marker {
     }
 }
 
-/// A copy whose field values share one buffer of their own: a slice of a read buffer would pin the whole buffer. The
-/// body owns its storage already.
-pub fn compacted(response: &StoredResponse) -> StoredResponse {
-    let mut buffer = Vec::with_capacity(response.fields.values().map(HeaderValue::len).sum());
+/// A copy that pins no buffer: its field values share one of their own, for a slice of a read buffer would pin the whole
+/// buffer. So does a body that is short, or that `is_body_shared`; any other owns its storage already.
+pub fn compacted(response: &StoredResponse, is_body_shared: bool) -> StoredResponse {
+    let copies_body = is_body_shared || response.body.len() <= COPIED_MAX;
+    let body: &[u8] = if copies_body { &response.body } else { &[] };
+    let values: usize = response.fields.values().map(HeaderValue::len).sum();
+    let mut buffer = Vec::with_capacity(values + body.len());
     response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
+    buffer.extend_from_slice(body);
     let mut rest = Bytes::from(buffer);
     let mut fields = HeaderMap::with_capacity(response.fields.keys_len());
     for (name, value) in &response.fields {
@@ -151,7 +162,7 @@ pub fn compacted(response: &StoredResponse) -> StoredResponse {
         selecting: response.selecting.clone(),
         part: response.part,
         provenance: response.provenance.clone(),
-        body: response.body.clone(),
+        body: if copies_body { rest } else { response.body.clone() },
     }
 }
 
@@ -160,15 +171,16 @@ fn owned_name(name: &HeaderName) -> HeaderName {
 }
 
 fn response_bytes(response: &StoredResponse) -> u64 {
-    let fields: u64 =
-        response.fields.iter().map(|(name, value)| name_bytes(name) + allocated(value.len())).sum::<u64>()
-            + response.fields.capacity() as u64 * FIELD_BYTES;
+    let names: u64 = response.fields.keys().map(name_bytes).sum();
+    let values: usize = response.fields.values().map(HeaderValue::len).sum();
+    let fields = response.fields.len() as u64 * FIELD_BYTES + allocated(response.fields.capacity() * INDEX_BYTES);
     let tags: u64 = response.provenance.tags.iter().map(|tag| allocated(tag.len()) + 16).sum();
     let selecting: u64 = match &response.selecting {
         crate::fields::vary::SelectingFields::Any => 0,
         crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
     };
-    size_of::<StoredResponse>() as u64 + fields + tags + selecting + allocated(response.body.len())
+    let buffers = allocated(values) + allocated(response.body.len()) + 2 * SHARED_BYTES;
+    size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
 /// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
