@@ -86,7 +86,7 @@ pub struct StoredResponse {
     pub part: Option<ContentRange>,
     /// Where it stands against the purge ledger.
     pub provenance: Provenance,
-    /// Its content, owned: never a slice of a larger buffer.
+    /// Its content. In a store it is owned: no slice of a buffer that holds more than this response.
     pub body: Bytes,
 }
 

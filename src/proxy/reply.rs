@@ -45,11 +45,7 @@ pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> 
         return unsatisfiable(stored, complete);
     }
     let mut fields = stored.fields.clone();
-    match fields.get_mut(AGE) {
-        // In its place already, nearly always.
-        Some(before) => *before = age,
-        None => drop(fields.insert(AGE, age)),
-    }
+    fields.insert(AGE, age);
     match covered {
         Coverage::Ranges(ranges) if ranges.len() > 1 => multipart(&ranges, fields, stored),
         Coverage::Ranges(ranges) => single(ranges.first().copied().unwrap_or_default(), fields, stored),

@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
-//! client library does not scan the value as text. The seal (blake3, cut to 16 bytes; keyed, where there is a key) covers
-//! all but itself. The body is last and is read as a slice; one that is stored in over 1 MiB is a string of its own, named here by length and
-//! digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length (8) of what was received
-//! for a zstd frame. Seal, length and digest are those of what is stored.
+//! client library does not scan the value as text. The seal (since version 4 XXH3 of 128 bits; with a key, keyed blake3
+//! cut to 16 bytes) covers all but itself. The body is last; one that is stored in over 1 MiB is a string of its own, named
+//! here by length and blake3 digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length
+//! (8) of what was received for a zstd frame. Seal, length and digest are those of what is stored.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -32,10 +34,10 @@ mod write;
 /// A byte that no UTF-8 text contains.
 const MAGIC: u8 = 0xC0;
 /// The version of this layout; records of any other are refused.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
 const DURATION_SECS_MAX: u64 = 1 << 40;
-const SEAL_AT: usize = 3;
+const SEAL_AT: usize = seal::HEAD;
 const PAYLOAD_AT: usize = SEAL_AT + seal::LENGTH;
 
 /// What a record holds.
@@ -45,7 +47,7 @@ pub enum Record {
     /// empty where it is detached.
     Response {
         /// The response.
-        response: Box<StoredResponse>,
+        response: Arc<StoredResponse>,
         /// The key material.
         material: Bytes,
         /// Where the body is, when it is not in the record.
@@ -177,8 +179,8 @@ pub fn encode_marker(marker: &Marker, seal: &Seal) -> Vec<u8> {
     out.finish(seal)
 }
 
-/// Reads a record that this seal was put on, and whose body is at most `body_max` long. The response's body is a slice of
-/// `record`; all else is owned.
+/// Reads a record that this seal was put on, and whose body is at most `body_max` long. A response's material, field values
+/// and body are slices of `record`, which saves an allocation for each; all else is owned.
 pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unreadable> {
     if record.first() != Some(&MAGIC) {
         return Err(Unreadable::Foreign);
@@ -186,20 +188,22 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
     if record.get(1).is_some_and(|version| *version != VERSION) {
         return Err(Unreadable::Version);
     }
-    let (Some(head), Some(payload)) = (record.get(..PAYLOAD_AT), record.get(PAYLOAD_AT..)) else {
+    let (Some(head), Some(found), Some(payload)) =
+        (record.first_chunk(), record.get(SEAL_AT..PAYLOAD_AT), record.get(PAYLOAD_AT..))
+    else {
         return Err(Unreadable::Checksum);
     };
-    if !seal.is_on(&head[SEAL_AT..], &head[..SEAL_AT], payload) {
+    if !seal.is_on(found, *head, payload) {
         return Err(Unreadable::Checksum);
     }
-    let mut input = Reader::new(payload);
+    let mut input = Reader::new(record, payload);
     let decoded = match head[2] {
         kind if kind == Kind::Response as u8 => {
             let (mut response, material) = read_response(&mut input)?;
             let coding = read_coding(&mut input)?;
-            response.body = record.slice(record.len() - input.rest().len()..);
+            response.body = input.shared_rest();
             check_lengths(response.body.len() as u64, coding, body_max)?;
-            return Ok(Record::Response { response, material, detached: None, coding });
+            return Ok(Record::Response { response: Arc::new(response), material, detached: None, coding });
         }
         kind if kind == Kind::ResponseDetached as u8 => {
             let (response, material) = read_response(&mut input)?;
@@ -209,7 +213,7 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
             if detached.length == 0 {
                 return Err(Unreadable::Malformed);
             }
-            Record::Response { response, material, detached: Some(detached), coding }
+            Record::Response { response: Arc::new(response), material, detached: Some(detached), coding }
         }
         kind if kind == Kind::Marker as u8 => Record::Marker(read_marker(&mut input)?),
         _ => return Err(Unreadable::Malformed),
@@ -319,7 +323,7 @@ fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
     let mut fields = HeaderMap::new();
     for _ in 0..input.count()? {
         let name = field_name(input.bytes()?)?;
-        let value = HeaderValue::from_bytes(input.bytes()?).map_err(|_| Unreadable::Malformed)?;
+        let value = HeaderValue::from_maybe_shared(input.shared_bytes()?).map_err(|_| Unreadable::Malformed)?;
         if !is_framing(&name) {
             fields.try_append(name, value).map_err(|_| Unreadable::Malformed)?;
         }
@@ -354,7 +358,7 @@ fn is_framing(name: &HeaderName) -> bool {
 }
 
 /// All of a response but its body.
-fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes), Unreadable> {
+fn read_response(input: &mut Reader<'_>) -> Result<(StoredResponse, Bytes), Unreadable> {
     let status = StatusCode::from_u16(input.u16()?).map_err(|_| Unreadable::Malformed)?;
     let (request_time, response_time) = (input.timestamp()?, input.timestamp()?);
     let freshness = read_freshness(input)?;
@@ -366,20 +370,11 @@ fn read_response(input: &mut Reader<'_>) -> Result<(Box<StoredResponse>, Bytes),
         tags: (0..input.count()?).map(|_| input.text().map(Box::from)).collect::<Result<_, _>>()?,
     };
     let selecting = read_selecting(input)?;
-    let material = Bytes::copy_from_slice(input.bytes()?);
+    let material = input.shared_bytes()?;
     let fields = read_fields(input)?;
     let body = Bytes::new();
-    let response = Box::new(StoredResponse {
-        status,
-        fields,
-        request_time,
-        response_time,
-        freshness,
-        selecting,
-        part,
-        provenance,
-        body,
-    });
+    let response =
+        StoredResponse { status, fields, request_time, response_time, freshness, selecting, part, provenance, body };
     Ok((response, material))
 }
 
@@ -394,7 +389,6 @@ fn read_marker(input: &mut Reader<'_>) -> Result<Marker, Unreadable> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -454,7 +448,7 @@ mod tests {
         let Record::Response { response, material, detached, coding } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
-        assert_eq!((&*response, &material), (&*held.response, &held.material));
+        assert_eq!((&*response, &*material), (&*held.response, &*held.material));
         assert_eq!((detached, coding), (None, Coding::Identity));
     }
 
@@ -504,7 +498,7 @@ mod tests {
             panic!("expected a response")
         };
         assert_eq!((&response.body, detached, coding), (&stored.bytes, None, Coding::Zstd { length: 5000 }));
-        assert_eq!(StoredBody { bytes: response.body, coding }.restored(), Ok(body));
+        assert_eq!(StoredBody { bytes: response.body.clone(), coding }.restored(), Ok(body));
     }
 
     #[test]
@@ -567,7 +561,8 @@ mod tests {
         check(b"{\"json\":1}", Unreadable::Foreign);
         check(&[MAGIC, 1, 1, 0], Unreadable::Version);
         check(&[MAGIC, 2, 1, 0], Unreadable::Version);
-        check(&[MAGIC, 4, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 3, 1, 0], Unreadable::Version);
+        check(&[MAGIC, 5, 1, 0], Unreadable::Version);
         check(&[MAGIC], Unreadable::Checksum);
         check(&Writer::new(9, 0).finish(&Seal::plain()), Unreadable::Malformed);
     }

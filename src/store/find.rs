@@ -1,16 +1,14 @@
 //! Finds what answers a query: in memory, among what waits to be written, in Redis.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderName;
 
-use super::codec::Record;
 use super::ledger::Verdict;
-use super::redis::{RedisTier, Waiting};
-use super::slot::{Held, Marker, Slot};
+use super::redis::{Read, RedisTier, Waiting};
+use super::slot::{Held, Marker, Slot, compacted};
 use super::{Found, Lookup, Missing, Query, Store, Tier, WorkerId};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
@@ -124,16 +122,18 @@ impl Store {
         let base = query.address;
         if let Some(variant) = &absent.variant {
             let before = before(&variant.key);
-            if let Some(Record::Response { response, .. }) = redis.read(worker, &base.key, variant).await? {
-                return self.admit(variant, response, &before, query);
+            if let Some(Read::Response { response, is_body_shared }) = redis.read(worker, &base.key, variant).await? {
+                return self.admit(variant, response, is_body_shared, &before, query);
             }
         }
         let before_base = before(&base.key);
         // Another process may have replaced the marker known here.
         let marker = match redis.read(worker, &base.key, base).await? {
             None => return Err(absent.why),
-            Some(Record::Response { response, .. }) => return self.admit(base, response, &before_base, query),
-            Some(Record::Marker(marker)) => self.learn(base, marker, &before_base),
+            Some(Read::Response { response, is_body_shared }) => {
+                return self.admit(base, response, is_body_shared, &before_base, query);
+            }
+            Some(Read::Marker(marker)) => self.learn(base, marker, &before_base),
         };
         let names = selecting(query, &marker);
         let variant = base.variant(query.request, &names);
@@ -142,8 +142,10 @@ impl Store {
         }
         let before = before(&variant.key);
         match redis.read(worker, &base.key, &variant).await? {
-            Some(Record::Response { response, .. }) => self.admit(&variant, response, &before, query),
-            Some(Record::Marker(_)) | None => Err(Missing::Variant(names)),
+            Some(Read::Response { response, is_body_shared }) => {
+                self.admit(&variant, response, is_body_shared, &before, query)
+            }
+            Some(Read::Marker(_)) | None => Err(Missing::Variant(names)),
         }
     }
 
@@ -153,12 +155,12 @@ impl Store {
         if let Some(slot) = self.memory.get(&address.key) {
             if !usable(&slot) {
                 self.memory.remove_same(&address.key, &slot);
-            } else if **slot.material() == *address.material {
+            } else if *slot.material() == *address.material {
                 return Some(slot);
             }
         }
         match self.redis.as_ref()?.waiting(&address.key)? {
-            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && **slot.material() == *address.material),
+            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && *slot.material() == *address.material),
             Waiting::Unlink => None,
         }
     }
@@ -169,17 +171,16 @@ impl Store {
         matches!(waiting, Some(Waiting::Unlink))
     }
 
-    fn verdict(&self, held: &Held, query: &Query<'_>) -> Verdict {
-        let response = &held.response;
-        self.ledger.judge(&response.provenance, response.request_time, &held.checked, query.tags, query.now)
+    fn verdict(&self, response: &StoredResponse, checked: &AtomicU64, query: &Query<'_>) -> Verdict {
+        self.ledger.judge(&response.provenance, response.request_time, checked, query.tags, query.now)
     }
 
     /// Holds a response against the ledger; what it shows dead is forgotten.
     fn judge(&self, slot: Slot, key: &CacheKey, query: &Query<'_>) -> Result<Found, Missing> {
         let Slot::Response(held) = &slot else { return Err(Missing::Key) };
-        match self.verdict(held, query) {
-            Verdict::Valid => Ok(found(held, Tier::Memory, false)),
-            Verdict::MustValidate => Ok(found(held, Tier::Memory, true)),
+        match self.verdict(&held.response, &held.checked, query) {
+            Verdict::Valid => Ok(found(&held.response, Tier::Memory, false)),
+            Verdict::MustValidate => Ok(found(&held.response, Tier::Memory, true)),
             Verdict::Dead => {
                 self.memory.remove_same(key, &slot);
                 Err(Missing::Purged)
@@ -191,7 +192,8 @@ impl Store {
     fn admit(
         &self,
         address: &Address,
-        mut response: Box<StoredResponse>,
+        response: Arc<StoredResponse>,
+        is_body_shared: bool,
         before: &Before,
         query: &Query<'_>,
     ) -> Result<Found, Missing> {
@@ -205,20 +207,20 @@ impl Store {
         if !self.ledger.has_reached(response.provenance.synced_to) {
             return Err(Missing::Unavailable);
         }
-        let into_memory = self.memory.admits_body(response.body.len());
-        if into_memory {
-            response.body = Bytes::copy_from_slice(&response.body);
-        }
-        let held = Arc::new(Held::new(address, Arc::from(response)));
-        let must_validate = match self.verdict(&held, query) {
+        let checked = AtomicU64::new(0);
+        let must_validate = match self.verdict(&response, &checked, query) {
             Verdict::Valid => false,
             Verdict::MustValidate => true,
             Verdict::Dead => return Err(Missing::Purged),
         };
-        if into_memory {
-            self.put_over(address, before, Slot::Response(Arc::clone(&held)));
+        if !self.memory.admits_body(response.body.len()) {
+            return Ok(found(&response, Tier::Redis, must_validate));
         }
-        Ok(found(&held, Tier::Redis, must_validate))
+        let mut held = Held::new(address, Arc::new(compacted(&response, is_body_shared)));
+        held.checked = checked;
+        let found = found(&held.response, Tier::Redis, must_validate);
+        self.put_over(address, before, Slot::Response(Arc::new(held)));
+        Ok(found)
     }
 
     /// Takes a marker that Redis held, with the variants that were known here.
@@ -255,6 +257,6 @@ pub(super) fn selecting(query: &Query<'_>, marker: &Marker) -> Arc<[HeaderName]>
     }
 }
 
-fn found(held: &Held, tier: Tier, must_validate: bool) -> Found {
-    Found { response: Arc::clone(&held.response), tier, must_validate, uncacheable: false }
+fn found(response: &Arc<StoredResponse>, tier: Tier, must_validate: bool) -> Found {
+    Found { response: Arc::clone(response), tier, must_validate, uncacheable: false }
 }

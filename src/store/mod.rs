@@ -265,7 +265,7 @@ impl Store {
     /// `response.selecting` is already without the route's `vary.ignore`.
     pub fn put(&self, worker: WorkerId, query: &Query<'_>, response: Arc<StoredResponse>, limits: PutLimits) -> Put {
         self.uncacheable.remove(&query.address.key);
-        let response = Arc::new(slot::compacted(&response));
+        let response = Arc::new(slot::compacted(&response, false));
         match &response.selecting {
             SelectingFields::Names(names) if !names.is_empty() => {
                 self.put_variant(worker, query, names, &response, limits)

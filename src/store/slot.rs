@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
@@ -20,6 +19,12 @@ const SLOT_BYTES: u64 = 160;
 const ALLOCATION_BYTES: u64 = 16;
 /// One field in a `HeaderMap`: name, value, hash and links.
 const FIELD_BYTES: u64 = 104;
+/// What a `HeaderMap` has for each field that it has room for, to find it by.
+const INDEX_BYTES: usize = 6;
+/// What a shared buffer costs beside its bytes: its count of references.
+const SHARED_BYTES: u64 = 32;
+/// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
+const COPIED_MAX: usize = 4 << 10;
 
 /// What is held under a key. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,8 +40,8 @@ pub enum Slot {
 pub struct Held {
     /// The response.
     pub response: Arc<StoredResponse>,
-    /// The key material it was stored under, owned.
-    pub material: Bytes,
+    /// The key material it was stored under.
+    pub material: Box<[u8]>,
     /// The ledger's number at which this copy was last found valid.
     pub checked: AtomicU64,
     weight: u64,
@@ -63,7 +68,7 @@ impl Slot {
     }
 
     /// The key material it was stored under.
-    pub fn material(&self) -> &Bytes {
+    pub fn material(&self) -> &[u8] {
         match self {
             Self::Response(held) => &held.material,
             Self::Marker(marker) => &marker.material,
@@ -91,8 +96,9 @@ impl Slot {
 impl Held {
     /// A response under an address. The response must own its bytes (see [`compacted`]).
     pub fn new(address: &Address, response: Arc<StoredResponse>) -> Self {
-        let material = Bytes::copy_from_slice(&address.material);
-        let weight = SLOT_BYTES + size_of::<Self>() as u64 + allocated(material.len()) + response_bytes(&response);
+        let material = Box::from(&*address.material);
+        let weight =
+            SLOT_BYTES + size_of::<Self>() as u64 + allocated(address.material.len()) + response_bytes(&response);
         Self { response, material, checked: AtomicU64::new(0), weight }
     }
 }
@@ -128,19 +134,21 @@ impl Marker {
     }
 }
 
-/// The fields that [`compacted`] adds.
-const ADDED: usize = 2;
-/// Room in the index for `Cache-Status`, and one more, for the map grows as soon as it is full. Growing cost a sixteenth of
-/// a hit.
-const SPARE: usize = 2;
+/// Room in a map's index for `Age` and `Cache-Status`, and one more, for the map grows as soon as it is full: growing in
+/// each answer's copy cost a sixteenth of a hit, the room is some 30 bytes.
+const SPARE: usize = 3;
 
-/// A copy whose field values share one buffer of their own: a slice of a read buffer would pin the whole buffer. The
-/// body owns its storage already.
-pub fn compacted(response: &StoredResponse) -> StoredResponse {
-    let mut buffer = Vec::with_capacity(response.fields.values().map(HeaderValue::len).sum());
+/// A copy that pins no buffer: its field values share one of their own, for a slice of a read buffer would pin the whole
+/// buffer. So does a body that is short, or that `is_body_shared`; any other owns its storage already.
+pub fn compacted(response: &StoredResponse, is_body_shared: bool) -> StoredResponse {
+    let copies_body = is_body_shared || response.body.len() <= COPIED_MAX;
+    let body: &[u8] = if copies_body { &response.body } else { &[] };
+    let values: usize = response.fields.values().map(HeaderValue::len).sum();
+    let mut buffer = Vec::with_capacity(values + body.len());
     response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
+    buffer.extend_from_slice(body);
     let mut rest = Bytes::from(buffer);
-    let mut fields = HeaderMap::with_capacity(response.fields.keys_len() + ADDED + SPARE);
+    let mut fields = HeaderMap::with_capacity(response.fields.keys_len() + SPARE);
     for (name, value) in &response.fields {
         let own = rest.split_to(value.len());
         // What was valid is valid again.
@@ -148,23 +156,17 @@ pub fn compacted(response: &StoredResponse) -> StoredResponse {
         own.set_sensitive(value.is_sensitive());
         fields.append(owned_name(name), own);
     }
-    // In place already, so that an answer's copy of the fields need not grow.
-    fields.insert(AGE, HeaderValue::from_static("0"));
-    if response.status != StatusCode::NO_CONTENT && response.part.is_none() {
-        fields.insert(CONTENT_LENGTH, response.body.len().into());
-    }
-    // A copy has room for what it holds, no more.
-    let fields = fields.clone();
     StoredResponse {
         status: response.status,
-        fields,
+        // The clone has no room to spare, which in a map that grew is up to half of it: 200 bytes of 4 fields, 500 of 7.
+        fields: fields.clone(),
         request_time: response.request_time,
         response_time: response.response_time,
         freshness: response.freshness.clone(),
         selecting: response.selecting.clone(),
         part: response.part,
         provenance: response.provenance.clone(),
-        body: response.body.clone(),
+        body: if copies_body { rest } else { response.body.clone() },
     }
 }
 
@@ -173,15 +175,16 @@ fn owned_name(name: &HeaderName) -> HeaderName {
 }
 
 fn response_bytes(response: &StoredResponse) -> u64 {
-    let fields: u64 =
-        response.fields.iter().map(|(name, value)| name_bytes(name) + allocated(value.len())).sum::<u64>()
-            + response.fields.capacity() as u64 * FIELD_BYTES;
+    let names: u64 = response.fields.keys().map(name_bytes).sum();
+    let values: usize = response.fields.values().map(HeaderValue::len).sum();
+    let fields = response.fields.len() as u64 * FIELD_BYTES + allocated(response.fields.capacity() * INDEX_BYTES);
     let tags: u64 = response.provenance.tags.iter().map(|tag| allocated(tag.len()) + 16).sum();
     let selecting: u64 = match &response.selecting {
         crate::fields::vary::SelectingFields::Any => 0,
         crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
     };
-    size_of::<StoredResponse>() as u64 + fields + tags + selecting + allocated(response.body.len())
+    let buffers = allocated(values) + allocated(response.body.len()) + 2 * SHARED_BYTES;
+    size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
 /// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.

@@ -2,19 +2,35 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{DURATION_SECS_MAX, Unreadable};
 use crate::clock::Timestamp;
 
 /// What is left of a record.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a> {
+    record: &'a Bytes,
+    rest: &'a [u8],
+}
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+    /// Reads from a part of the record.
+    pub(super) const fn new(record: &'a Bytes, rest: &'a [u8]) -> Self {
+        Self { record, rest }
     }
 
     pub(super) const fn rest(&self) -> &'a [u8] {
-        self.0
+        self.rest
+    }
+
+    /// What is left, as a slice of the record.
+    pub(super) fn shared_rest(&self) -> Bytes {
+        self.record.slice_ref(self.rest)
+    }
+
+    /// Bytes with their length in front, as a slice of the record.
+    pub(super) fn shared_bytes(&mut self) -> Result<Bytes, Unreadable> {
+        Ok(self.record.slice_ref(self.bytes()?))
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, Unreadable> {
@@ -45,7 +61,7 @@ impl<'a> Reader<'a> {
     /// The number of what follows: at most one for each byte left.
     pub(super) fn count(&mut self) -> Result<usize, Unreadable> {
         let count = u32::from_le_bytes(self.array()?) as usize;
-        if count <= self.0.len() { Ok(count) } else { Err(Unreadable::Malformed) }
+        if count <= self.rest.len() { Ok(count) } else { Err(Unreadable::Malformed) }
     }
 
     /// Bytes with their length in front.
@@ -63,8 +79,8 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], Unreadable> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Unreadable::Malformed)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Unreadable::Malformed)?;
+        self.rest = rest;
         Ok(taken)
     }
 }

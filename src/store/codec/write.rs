@@ -18,7 +18,8 @@ impl Writer {
 
     /// The record with its seal.
     pub(super) fn finish(mut self, seal: &Seal) -> Vec<u8> {
-        let seal = seal.of(&self.0[..SEAL_AT], &self.0[PAYLOAD_AT..]);
+        let head = [self.0[0], self.0[1], self.0[2]];
+        let seal = seal.of(head, &self.0[PAYLOAD_AT..]);
         self.0[SEAL_AT..PAYLOAD_AT].copy_from_slice(&seal);
         self.0
     }

@@ -1,11 +1,13 @@
 //! Reads from Redis: within the timeout, or not at all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::{Client, WithOptions};
 use fred::error::Error;
 use fred::interfaces::KeysInterface;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::errors::Trouble;
@@ -16,11 +18,26 @@ use crate::key::{Address, CacheKey};
 use crate::store::Missing;
 use crate::store::codec::compression::{Coding, StoredBody};
 use crate::store::codec::{self, Detached, Record, Unreadable};
+use crate::store::slot::Marker;
+use crate::stored::StoredResponse;
 
 /// The longest record: the longest body that one has, its facts, fields and tags.
 const RECORD_MAX: usize = INLINE_MAX + (1 << 20);
 /// A longer body is decompressed off the worker: this one takes 0.6 ms (generated JSON, in a release build).
 const DECOMPRESSED_HERE_MAX: u64 = 1 << 20;
+
+/// What Redis holds under a key.
+pub(in crate::store) enum Read {
+    /// A response with its body as it was received.
+    Response {
+        /// The response. Its field values are slices of what was read, which pin the client's buffer.
+        response: Arc<StoredResponse>,
+        /// Whether its body is a slice of that, too.
+        is_body_shared: bool,
+    },
+    /// The marker of a key whose responses vary; it owns all it has.
+    Marker(Marker),
+}
 
 impl RedisTier {
     /// The record under an address of the key `base`. None: Redis holds nothing there.
@@ -29,7 +46,7 @@ impl RedisTier {
         worker: WorkerId,
         base: &CacheKey,
         address: &Address,
-    ) -> Result<Option<Record>, Missing> {
+    ) -> Result<Option<Read>, Missing> {
         if !self.is_available(worker) {
             return Err(Missing::Unavailable);
         }
@@ -64,38 +81,53 @@ impl RedisTier {
         base: &CacheKey,
         address: &Address,
         record: Record,
-    ) -> Result<Option<Record>, Missing> {
-        let Record::Response { mut response, material, detached, coding } = record else {
-            return Ok(Some(record));
+    ) -> Result<Option<Read>, Missing> {
+        let (mut response, detached, coding) = match record {
+            Record::Response { response, detached, coding, .. } => (response, detached, coding),
+            Record::Marker(marker) => return Ok(Some(Read::Marker(marker))),
         };
+        let is_body_shared = coding == Coding::Identity;
+        if is_body_shared && detached.is_none() {
+            return Ok(Some(Read::Response { response, is_body_shared }));
+        }
         let bytes = match &detached {
-            None => response.body,
+            None => response.body.clone(),
             Some(detached) => match self.get_body(base, detached).await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return Ok(None),
                 Err(_) => return Err(Missing::Unavailable),
             },
         };
-        response.body = match restore(StoredBody { bytes, coding }, detached).await {
+        // Nobody else has it yet: nothing is cloned.
+        Arc::make_mut(&mut response).body = match restore(StoredBody { bytes, coding }, detached).await {
             Some(Ok(body)) => body,
             Some(Err(why)) => return Err(self.refuse(worker, base, address, why)),
             None => return Err(Missing::Unavailable),
         };
-        Ok(Some(Record::Response { response, material, detached: None, coding: Coding::Identity }))
+        Ok(Some(Read::Response { response, is_body_shared }))
     }
 
     /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`.
     async fn get(&self, lane: usize, key: String) -> Result<Option<Bytes>, Trouble> {
-        let deadline = Instant::now() + self.config.timeout;
-        let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.lanes[lane].permits.acquire()).await else {
-            return Err(Trouble::Timeout);
+        // Where one is free, which is nearly always, no clock is read and no timer made.
+        let (_permit, left) = match self.lanes[lane].permits.try_acquire() {
+            Ok(permit) => (permit, self.config.timeout),
+            Err(_) => self.permitted(lane).await?,
         };
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let outcome = match self.lanes[lane].reading(left) {
             Some(client) => get(&client, key, RECORD_MAX).await,
             None => Err(not_connected()),
         };
         self.note(lane, outcome)
+    }
+
+    /// Waits for a permit; with what is left of `timeout` then.
+    async fn permitted(&self, lane: usize) -> Result<(SemaphorePermit<'_>, Duration), Trouble> {
+        let deadline = Instant::now() + self.config.timeout;
+        let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, self.lanes[lane].permits.acquire()).await else {
+            return Err(Trouble::Timeout);
+        };
+        Ok((permit, deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))))
     }
 
     /// A body, on the bulk lane.

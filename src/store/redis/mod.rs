@@ -31,6 +31,7 @@ use crate::telemetry::Telemetry;
 use client::Lane;
 use errors::Reports;
 pub use lock::{Guard, Lock};
+pub(super) use lookup::Read;
 use pending::Pending;
 pub(super) use pending::Waiting;
 use wakes::Wakes;
@@ -224,12 +225,12 @@ impl RedisTier {
 
     /// The key of a record. The hash tag puts all of a base key's variants and bodies into one slot of a cluster.
     fn record_key(&self, base: &CacheKey, key: &CacheKey) -> String {
-        let (prefix, base_hex) = (&self.config.prefix, hex(base.as_bytes()));
-        if key == base {
-            format!("{prefix}:r:{{{base_hex}}}")
-        } else {
-            format!("{prefix}:r:{{{base_hex}}}:{}", hex(key.as_bytes()))
+        let mut name = [&self.config.prefix, ":r:{", &hex(base.as_bytes()), "}"].concat();
+        if key != base {
+            name.push(':');
+            name.push_str(&hex(key.as_bytes()));
         }
+        name
     }
 
     /// The key of a body in a string of its own. Named by its digest: a record never meets another's body.
@@ -238,6 +239,6 @@ impl RedisTier {
     }
 }
 
-fn hex(bytes: &[u8; 32]) -> impl std::fmt::Display {
+fn hex(bytes: &[u8; 32]) -> impl std::ops::Deref<Target = str> + std::fmt::Display {
     blake3::Hash::from_bytes(*bytes).to_hex()
 }
