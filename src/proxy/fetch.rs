@@ -192,13 +192,12 @@ impl Fetch {
         *request.method_mut() = ask.parts.method.clone();
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
-        if !self.background {
-            forward::pass_interim(&mut request, &ask.sender, &ask.proxy.shared.telemetry);
-        }
+        let telemetry = &ask.proxy.shared.telemetry;
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
             client_host: Some(ask.sender.host.clone()),
             interim_max: Some(ask.generation.server.limits.interim),
+            on_interim: if self.background { None } else { forward::on_interim(&ask.sender, telemetry) },
         };
         let upstream = ask.generation.upstreams.find(&ask.route.upstream).ok_or(UpstreamError::NoServer)?;
         let request_time = ask.now();
