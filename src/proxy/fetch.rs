@@ -5,7 +5,7 @@ mod storing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
@@ -24,8 +24,9 @@ use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 /// What a fetch brought.
 #[derive(Debug)]
 pub enum Fetched {
-    /// A response that is being stored; the first reader may get the rest, should it turn out too large.
-    Fill(Arc<Fill>),
+    /// A response that is being stored, and the fields for this client, who also gets what is not stored with it. The first
+    /// reader may get the rest, should it turn out too large.
+    Fill(Arc<Fill>, HeaderMap),
     /// The stored response, freshened or completed.
     Stored(Arc<StoredResponse>),
     /// What was stored, validated, but no longer to be stored.
