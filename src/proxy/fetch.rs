@@ -111,7 +111,8 @@ impl Fetch {
         client: Option<oneshot::Sender<Report>>,
     ) {
         let shared = Arc::clone(&ask.proxy.shared);
-        shared.tasks.spawn(Self::new(ask, stored, lead, client).run());
+        // In a box: tokio copies a task's future some eight times on its way through its life.
+        shared.tasks.spawn(Box::pin(Self::new(ask, stored, lead, client).run()));
     }
 
     fn new(
