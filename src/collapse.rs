@@ -1,6 +1,7 @@
 //! One fetch per key in this process: who leads, who follows, and how followers are freed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,9 +20,17 @@ type Shard<T> = Mutex<HashMap<CacheKey, Led<T>>>;
 /// A key's fetch.
 #[derive(Debug)]
 struct Led<T> {
-    /// Where its leader publishes.
-    news: watch::Receiver<Option<T>>,
-    /// Who waits for it.
+    /// What its leader has published.
+    news: Option<T>,
+    /// Those who wait for it. Made for the first of them: most fetches have none, and making it costs as much as the rest.
+    followed: Option<Followed<T>>,
+}
+
+/// Where a fetch's followers hear of it.
+#[derive(Debug)]
+struct Followed<T> {
+    news: watch::Sender<Option<T>>,
+    /// How many wait.
     waiters: Arc<AtomicUsize>,
 }
 
@@ -58,7 +67,6 @@ pub enum Turn<T> {
 pub struct Lease<T> {
     inflight: Arc<Inflight<T>>,
     key: CacheKey,
-    news: watch::Sender<Option<T>>,
 }
 
 /// A place behind a leader.
@@ -106,16 +114,19 @@ impl<T: Clone> Inflight<T> {
     /// Leads where nobody does, else follows, where not too many do.
     pub fn join(self: &Arc<Self>, key: CacheKey, max: WaitersMax) -> Turn<T> {
         let mut shard = self.shard(&key);
-        if let Some(led) = shard.get(&key) {
-            let Some(of_key) = Counted::below(&led.waiters, max.of_key) else {
-                return Turn::Full(Limit::CollapseWaiters);
-            };
-            let Some(in_all) = Counted::below(&self.waiters, max.in_all) else { return Turn::Full(Limit::Waiters) };
-            return Turn::Follow(Follower { news: led.news.clone(), _counted: [of_key, in_all] });
-        }
-        let (news, receiver) = watch::channel(None);
-        shard.insert(key, Led { news: receiver, waiters: Arc::default() });
-        Turn::Lead(Lease { inflight: Arc::clone(self), key, news })
+        let Led { news, followed } = match shard.entry(key) {
+            Entry::Occupied(led) => led.into_mut(),
+            Entry::Vacant(vacant) => {
+                vacant.insert(Led { news: None, followed: None });
+                return Turn::Lead(Lease { inflight: Arc::clone(self), key });
+            }
+        };
+        let followed = followed.get_or_insert_with(|| Followed::new(news.clone()));
+        let Some(of_key) = Counted::below(&followed.waiters, max.of_key) else {
+            return Turn::Full(Limit::CollapseWaiters);
+        };
+        let Some(in_all) = Counted::below(&self.waiters, max.in_all) else { return Turn::Full(Limit::Waiters) };
+        Turn::Follow(Follower { news: followed.news.subscribe(), _counted: [of_key, in_all] })
     }
 
     /// Leads where nobody does.
@@ -145,16 +156,32 @@ impl<T> Inflight<T> {
     }
 }
 
-impl<T> Lease<T> {
+impl<T> Followed<T> {
+    fn new(news: Option<T>) -> Self {
+        Self { news: watch::Sender::new(news), waiters: Arc::default() }
+    }
+}
+
+impl<T: Clone> Lease<T> {
     /// Tells the followers, those of now and those to come.
     pub fn publish(&self, news: T) {
-        self.news.send_replace(Some(news));
+        let mut shard = self.inflight.shard(&self.key);
+        // Its own until it is dropped.
+        let Some(led) = shard.get_mut(&self.key) else { return };
+        led.news = Some(news.clone());
+        let followers = led.followed.as_ref().map(|followed| followed.news.clone());
+        drop(shard);
+        if let Some(followers) = followers {
+            followers.send_replace(Some(news));
+        }
     }
 }
 
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
-        self.inflight.shard(&self.key).remove(&self.key);
+        let led = self.inflight.shard(&self.key).remove(&self.key);
+        // It wakes the followers, who need the shard.
+        drop(led);
     }
 }
 

@@ -6,7 +6,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName};
 
-use super::has_any;
+use super::{forwarding, has_any};
 
 /// Removed wherever they are, named by `Connection` or not.
 static OWN: [HeaderName; 11] = [
@@ -48,9 +48,8 @@ const KEPT_PREFIX: &str = "x-forwarded-";
 /// name: Host, Cookie, Set-Cookie, Authorization, Content-Length, what caches go by, tags, and what tells who asks stay.
 pub fn remove(fields: &mut HeaderMap) {
     remove_named(fields);
-    for name in &OWN {
-        fields.remove(name);
-    }
+    // Most heads have none: a look at their names costs less than to search them for eleven.
+    forwarding::remove_if(fields, is_own);
 }
 
 /// Removes those that `Connection` names; the connection's own stay ([`is_own`]).

@@ -1,5 +1,7 @@
 //! Surrogate keys: the tags an origin gives a response (`Surrogate-Key`, `Cache-Tag`, RFC 9875 `Cache-Groups`).
 
+use std::fmt::Display;
+
 use http::{HeaderMap, HeaderName};
 use sfv::{BareItem, List, ListEntry, Parser};
 
@@ -17,7 +19,7 @@ pub struct OverTagLimits;
 
 /// The origin's tags: `Surrogate-Key` split at spaces, `Cache-Tag` at commas, each as is;
 /// `Cache-Groups` members prefixed with `group:` and `origin` (their scope is the origin, RFC 9875 §2). At most `most`.
-pub fn tags(fields: &HeaderMap, origin: &str, most: usize) -> Result<Box<[Box<str>]>, OverTagLimits> {
+pub fn tags(fields: &HeaderMap, origin: impl Display, most: usize) -> Result<Box<[Box<str>]>, OverTagLimits> {
     let mut tags = Vec::new();
     for line in fields.get_all(SURROGATE_KEY) {
         for tag in line.as_bytes().split(u8::is_ascii_whitespace) {
@@ -33,7 +35,7 @@ pub fn tags(fields: &HeaderMap, origin: &str, most: usize) -> Result<Box<[Box<st
         if group.len() > TAG_BYTES_MAX {
             return Err(OverTagLimits);
         }
-        keep(&mut tags, group_tag(origin, &group), most)?;
+        keep(&mut tags, group_tag(&origin, &group), most)?;
     }
     Ok(tags.into_boxed_slice())
 }
@@ -86,7 +88,7 @@ fn groups(fields: &HeaderMap, name: &HeaderName) -> Vec<String> {
 }
 
 /// A space cannot be in a surrogate key, so that none can be taken for another origin's group.
-fn group_tag(origin: &str, group: &str) -> Box<str> {
+fn group_tag(origin: impl Display, group: &str) -> Box<str> {
     format!("group:{origin} {group}").into()
 }
 

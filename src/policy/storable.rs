@@ -1,10 +1,7 @@
 //! May a response be stored, and as what (RFC 9111 §3).
 
 use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONTENT_LENGTH, DATE, ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TRAILER, TRANSFER_ENCODING,
-};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONTENT_LENGTH, DATE, ORIGIN, SET_COOKIE};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 
 use super::lifetime::{Origin, Source, Times, freshness, is_heuristically_cacheable};
@@ -159,15 +156,10 @@ fn is_understood(status: StatusCode) -> bool {
 /// Takes away what is not stored (RFC 9111 §3.1). `Age` stays as received, for those who read the response while it is
 /// being stored; every answer from the store replaces it.
 fn remove_unstored(fields: &mut HeaderMap, control: &CacheControl, rules: &Rules) {
-    const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+    // With what a proxy was told about itself: `Proxy-Authenticate` and the like.
     hop_by_hop::remove(fields);
     // The length of content is known from the content.
-    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, TRAILER] {
-        fields.remove(name);
-    }
-    for name in [PROXY_AUTHENTICATE, PROXY_AUTHENTICATION_INFO, PROXY_AUTHORIZATION] {
-        fields.remove(name);
-    }
+    fields.remove(CONTENT_LENGTH);
     if rules.set_cookie == SetCookie::Strip {
         fields.remove(SET_COOKIE);
     }

@@ -5,7 +5,7 @@ mod storing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
@@ -24,8 +24,9 @@ use crate::upstream::{CallOptions, RequestBody, ResponseBody, UpstreamError};
 /// What a fetch brought.
 #[derive(Debug)]
 pub enum Fetched {
-    /// A response that is being stored; the first reader may get the rest, should it turn out too large.
-    Fill(Arc<Fill>),
+    /// A response that is being stored, and the fields for this client, who also gets what is not stored with it. The first
+    /// reader may get the rest, should it turn out too large.
+    Fill(Arc<Fill>, HeaderMap),
     /// The stored response, freshened or completed.
     Stored(Arc<StoredResponse>),
     /// What was stored, validated, but no longer to be stored.
@@ -110,7 +111,8 @@ impl Fetch {
         client: Option<oneshot::Sender<Report>>,
     ) {
         let shared = Arc::clone(&ask.proxy.shared);
-        shared.tasks.spawn(Self::new(ask, stored, lead, client).run());
+        // In a box: tokio copies a task's future some eight times on its way through its life.
+        shared.tasks.spawn(Box::pin(Self::new(ask, stored, lead, client).run()));
     }
 
     fn new(
@@ -192,13 +194,12 @@ impl Fetch {
         *request.method_mut() = ask.parts.method.clone();
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
         *request.headers_mut() = fields;
-        if !self.background {
-            forward::pass_interim(&mut request, &ask.sender, &ask.proxy.shared.telemetry);
-        }
+        let telemetry = &ask.proxy.shared.telemetry;
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
             client_host: Some(ask.target.authority.as_value().clone()),
             interim_max: Some(ask.generation.server.limits.interim),
+            on_interim: if self.background { None } else { forward::on_interim(&ask.sender, telemetry) },
         };
         let upstream = ask.generation.upstreams.find(&ask.route.upstream).ok_or(UpstreamError::NoServer)?;
         let request_time = ask.now();

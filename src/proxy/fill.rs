@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 
@@ -84,8 +83,6 @@ pub enum News {
 pub struct Fill {
     /// Its head, as it will be stored; the body is empty.
     pub head: Arc<StoredResponse>,
-    /// The fields for the leader's own client, who also gets what is not stored with it.
-    pub received: HeaderMap,
     /// The body's length, where it is known before the end.
     pub length: Option<u64>,
     /// The key of the variant that the leader's request selected.
@@ -133,9 +130,9 @@ pub enum Bound {
 
 impl Fill {
     /// A body of which nothing has been received.
-    pub fn new(head: Arc<StoredResponse>, received: HeaderMap, length: Option<u64>, variant: CacheKey) -> Self {
+    pub fn new(head: Arc<StoredResponse>, length: Option<u64>, variant: CacheKey) -> Self {
         let state = State { chunks: Vec::new(), end: End::Open, waiting: Vec::new() };
-        Self { head, received, length, variant, state: Mutex::new(state) }
+        Self { head, length, variant, state: Mutex::new(state) }
     }
 
     /// Receives at the upstream's pace, within `bound_bytes` and the room. The chunk that completes a known length is
@@ -316,7 +313,7 @@ impl FillReader {
 mod tests {
     use std::time::Duration;
 
-    use http::StatusCode;
+    use http::{HeaderMap, StatusCode};
 
     use super::*;
     use crate::clock::Timestamp;
@@ -355,7 +352,7 @@ mod tests {
     fn readers_go_on_from_what_is_stored_and_hold_nothing_else() {
         let filling = Arc::new(Filling::new(100));
         let room = filling.reserve(10).unwrap();
-        let fill = Arc::new(Fill::new(response(b""), HeaderMap::new(), Some(10), CacheKey::from_bytes([0; 32])));
+        let fill = Arc::new(Fill::new(response(b""), Some(10), CacheKey::from_bytes([0; 32])));
         let (mut early, mut late) = (FillReader::leader(Arc::clone(&fill)), FillReader::follower(Arc::clone(&fill)));
         fill.push(Bytes::from_static(b"0123"));
         fill.push(Bytes::from_static(b"45"));

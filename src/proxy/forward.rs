@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, COOKIE, EXPECT, HOST, PRAGMA, VIA};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 
 use super::Interim;
 use super::ask::Sender;
@@ -37,6 +37,9 @@ const NEEDED: [&str; 11] = [
     "if-unmodified-since",
     "range",
 ];
+
+/// The fields that the proxy adds, Host among them.
+const OWN_FIELDS_MAX: usize = 6;
 
 /// What the cache obeys, though the upstream need not see it.
 const OBEYED: [HeaderName; 2] = [CACHE_CONTROL, PRAGMA];
@@ -76,6 +79,8 @@ pub fn fields(
     own: &Pseudonym,
 ) -> HeaderMap {
     let mut fields = parts.headers.clone();
+    // Room for all that follows: a clone has none to spare, and would grow for each.
+    fields.reserve(OWN_FIELDS_MAX);
     if caching.is_none() {
         hop_by_hop::remove(&mut fields);
         if !sender.trusted {
@@ -115,18 +120,18 @@ pub fn uri(target: &Target, query: Option<&str>, route: Option<&Route>) -> Uri {
 }
 
 /// Lets 103 (Early Hints) through to a client that can take it; hyper consumes 100 and the others say nothing.
-pub fn pass_interim<B>(request: &mut Request<B>, sender: &Sender, telemetry: &Arc<Telemetry>) {
-    let Some(Interim { sink, request: number }) = sender.interim.clone() else { return };
+pub fn on_interim(sender: &Sender, telemetry: &Arc<Telemetry>) -> Option<OnInterim> {
+    let Interim { sink, request } = sender.interim.clone()?;
     let telemetry = Arc::clone(telemetry);
-    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+    Some(OnInterim::new(move |status, fields| {
         if status == StatusCode::EARLY_HINTS {
             let mut fields = fields.clone();
             hop_by_hop::remove(&mut fields);
-            if !sink.send(number, StatusCode::EARLY_HINTS, &fields) {
+            if !sink.send(request, StatusCode::EARLY_HINTS, &fields) {
                 telemetry.limited(Limit::Interim);
             }
         }
-    }));
+    }))
 }
 
 fn keep_keyed_cookies(fields: &mut HeaderMap, caching: &Caching) {
@@ -159,9 +164,10 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
         chain.push_str(before);
         chain.push_str(", ");
     }
-    // Writing to a String cannot fail.
-    let _ = write!(chain, "{}", sender.peer);
-    insert(fields, FORWARDED_FOR, &chain);
+    push_address(&mut chain, sender.peer);
+    if let Ok(chain) = HeaderValue::try_from(chain) {
+        fields.insert(FORWARDED_FOR, chain);
+    }
     if !fields.contains_key(&FORWARDED_PROTO) {
         fields.insert(FORWARDED_PROTO, HeaderValue::from_static(sender.scheme.as_str()));
     }
@@ -171,9 +177,19 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
     fields.append(VIA, HeaderValue::from_static("1.1 aside"));
 }
 
-fn insert(fields: &mut HeaderMap, name: HeaderName, text: &str) {
-    if let Ok(value) = HeaderValue::from_str(text) {
-        fields.insert(name, value);
+/// As it is written; for IPv4 in a fifth of the instructions that its `Display` takes.
+fn push_address(out: &mut String, address: IpAddr) {
+    let IpAddr::V4(address) = address else {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{address}");
+        return;
+    };
+    let [first, rest @ ..] = address.octets();
+    let mut digits = itoa::Buffer::new();
+    out.push_str(digits.format(first));
+    for octet in rest {
+        out.push('.');
+        out.push_str(digits.format(octet));
     }
 }
 

@@ -151,6 +151,7 @@ impl Proxy {
             first_byte_timeout: route.as_ref().and_then(|route| route.first_byte_timeout),
             client_host: Some(passing.head.target.authority.as_value().clone()),
             interim_max: Some(passing.generation.server.limits.interim),
+            on_interim: forward::on_interim(&passing.head.sender, &self.shared.telemetry),
         };
         let begun = std::time::Instant::now();
         let name = Arc::clone(name);
@@ -172,8 +173,7 @@ impl Proxy {
         let protocol = upgrade.as_ref().map(|(_, protocol)| protocol.clone());
         let trouble = content.trouble();
         let fields = forward::fields(&parts, &target, &sender, route, None, &self.shared.pseudonym);
-        let mut request = outgoing(&parts, fields, &target, route, protocol, content);
-        forward::pass_interim(&mut request, &sender, &self.shared.telemetry);
+        let request = outgoing(&parts, fields, &target, route, protocol, content);
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
         let synced = self.shared.store.synced();
         let request_time = self.shared.clock.now();

@@ -180,7 +180,7 @@ pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<S
         return stale_or_failed(ask, fallback, why, UpstreamError::Protocol);
     };
     let mut answer = match fetched {
-        Fetched::Fill(fill) => received(ask, fill, why).await,
+        Fetched::Fill(fill, fields) => received(ask, fill, fields, why).await,
         Fetched::Stored(stored) => {
             let revalidated = status == Some(StatusCode::NOT_MODIFIED);
             let outcome = Outcome::Forward { why, fwd_status: status, stored: true, collapsed: false, revalidated };
@@ -249,7 +249,7 @@ pub const fn forwarded(why: Why, fwd_status: Option<StatusCode>, stored: bool) -
 }
 
 /// The leader's own answer: streamed, or taken from the whole where the request asks for less than it.
-async fn received(ask: &Ask, fill: Arc<Fill>, why: Why) -> Answer {
+async fn received(ask: &Ask, fill: Arc<Fill>, received: HeaderMap, why: Why) -> Answer {
     let cache_status = CacheStatus { outcome: forwarded(why, Some(fill.head.status), true), detail: None };
     let fields = &ask.parts.headers;
     let asks_for_less = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| fields.contains_key(name));
@@ -257,7 +257,7 @@ async fn received(ask: &Ask, fill: Arc<Fill>, why: Why) -> Answer {
         return from_stored(&ask.parts, &stored, ask.now(), cache_status);
     }
     let content = Content::Fill(FillReader::leader(Arc::clone(&fill)));
-    streamed(&fill, fill.received.clone(), content, cache_status)
+    streamed(&fill, received, content, cache_status)
 }
 
 fn streamed(fill: &Fill, fields: HeaderMap, content: Content, cache_status: CacheStatus) -> Answer {

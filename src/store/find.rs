@@ -216,7 +216,7 @@ impl Store {
         if !self.memory.admits_body(response.body.len()) {
             return Ok(found(&response, Tier::Redis, must_validate));
         }
-        let mut held = Held::new(address, Arc::new(compacted(&response, is_body_shared)));
+        let mut held = Held::new(address, Arc::new(compacted(&response, response.body.clone(), is_body_shared)));
         held.checked = checked;
         let found = found(&held.response, Tier::Redis, must_validate);
         self.put_over(address, before, Slot::Response(Arc::new(held)));

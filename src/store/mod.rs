@@ -264,9 +264,21 @@ impl Store {
     /// Stores: readable on return; written to Redis behind it, bounded (what does not fit is dropped and counted).
     /// `response.selecting` is already without the route's `vary.ignore`.
     pub fn put(&self, worker: WorkerId, query: &Query<'_>, response: Arc<StoredResponse>, limits: PutLimits) -> Put {
+        self.put_received(worker, query, &response, response.body.clone(), limits).0
+    }
+
+    /// The same for a head and the content that has come since; with the response as it is stored.
+    pub fn put_received(
+        &self,
+        worker: WorkerId,
+        query: &Query<'_>,
+        head: &StoredResponse,
+        body: Bytes,
+        limits: PutLimits,
+    ) -> (Put, Arc<StoredResponse>) {
         self.uncacheable.remove(&query.address.key);
-        let response = Arc::new(slot::compacted(&response, false));
-        match &response.selecting {
+        let response = Arc::new(slot::compacted(head, body, false));
+        let put = match &response.selecting {
             SelectingFields::Names(names) if !names.is_empty() => {
                 self.put_variant(worker, query, names, &response, limits)
             }
@@ -275,7 +287,8 @@ impl Store {
                 let slot = Slot::Response(Arc::new(Held::new(query.address, Arc::clone(&response))));
                 self.keep(worker, query.address, query.address.key, slot)
             }
-        }
+        };
+        (put, response)
     }
 
     /// Remembers the key as uncacheable for `span` (hit-for-miss); in this process. A fresh response that is stored

@@ -139,10 +139,10 @@ impl Marker {
 const SPARE: usize = 3;
 
 /// A copy that pins no buffer: its field values share one of their own, for a slice of a read buffer would pin the whole
-/// buffer. So does a body that is short, or that `is_body_shared`; any other owns its storage already.
-pub fn compacted(response: &StoredResponse, is_body_shared: bool) -> StoredResponse {
-    let copies_body = is_body_shared || response.body.len() <= COPIED_MAX;
-    let body: &[u8] = if copies_body { &response.body } else { &[] };
+/// buffer. So does its `content` that is short, or that `is_body_shared`; any other owns its storage already.
+pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool) -> StoredResponse {
+    let copies_body = is_body_shared || content.len() <= COPIED_MAX;
+    let body: &[u8] = if copies_body { &content } else { &[] };
     let values: usize = response.fields.values().map(HeaderValue::len).sum();
     let mut buffer = Vec::with_capacity(values + body.len());
     response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
@@ -166,7 +166,7 @@ pub fn compacted(response: &StoredResponse, is_body_shared: bool) -> StoredRespo
         selecting: response.selecting.clone(),
         part: response.part,
         provenance: response.provenance.clone(),
-        body: if copies_body { rest } else { response.body.clone() },
+        body: if copies_body { rest } else { content },
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::room::Place;
 use super::server::InFlight;
@@ -24,8 +24,8 @@ pub struct ResponseBody {
     /// Since when the reader waits; none while the content comes as fast as it is read. A reader that is slow itself
     /// is not counted against the upstream.
     waiting_since: Option<Instant>,
-    /// One timer for the whole content; it is moved when it fires, not with each frame.
-    alarm: Pin<Box<Sleep>>,
+    /// One timer for the whole content, made when first it is waited for; it is moved when it fires, not with each frame.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// What a call occupies until it is dropped.
@@ -40,18 +40,19 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl ResponseBody {
     pub(super) fn new(content: Incoming, holds: Holds, idle: Duration) -> Self {
         let holds = (!content.is_end_stream()).then_some(holds);
-        Self { content, holds, idle, waiting_since: None, alarm: Box::pin(tokio::time::sleep(idle)) }
+        Self { content, holds, idle, waiting_since: None, alarm: None }
     }
 
     /// Fails when nothing has come for `idle` while the reader waited.
     fn poll_alarm(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let deadline = since + self.idle;
-        while self.alarm.as_mut().poll(context).is_ready() {
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        while alarm.as_mut().poll(context).is_ready() {
             if Instant::now() >= deadline {
                 return Poll::Ready(());
             }
-            self.alarm.as_mut().reset(deadline);
+            alarm.as_mut().reset(deadline);
         }
         Poll::Pending
     }

@@ -78,8 +78,9 @@ impl Call<'_> {
     async fn exchange(&mut self, server: &Server, is_last: bool) -> Result<Response<Incoming>, Failure> {
         let mut head = if is_last { std::mem::take(&mut self.head) } else { self.head.clone() };
         *head.version_mut() = Version::HTTP_11;
+        let target = std::mem::take(head.uri_mut());
         let uri = server
-            .address(&head.uri().clone(), self.options.client_host.as_ref(), head.headers_mut())
+            .address(&target, self.options.client_host.as_ref(), head.headers_mut())
             .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
         *head.uri_mut() = uri;
         let asked_upgrade = head.headers().contains_key(UPGRADE);
@@ -98,7 +99,7 @@ impl Call<'_> {
     async fn attempt(&self, client: &PooledClient, head: Request<()>) -> Result<Response<Incoming>, Failure> {
         let asked_upgrade = head.headers().contains_key(UPGRADE);
         let mut request = head.map(|()| self.source.body());
-        let interims = Interims::of(&mut request, self.options.interim_max);
+        let interims = Interims::of(&mut request, self.options.interim_max, self.options.on_interim.clone());
         let mut connection = capture_connection(&mut request);
         let timeout = self.options.first_byte_timeout.unwrap_or(self.upstream.config.first_byte_timeout);
         let response = client.request(request);

@@ -12,7 +12,7 @@ const INTERIM_MAX: usize = 16;
 
 type Listener = dyn Fn(StatusCode, &HeaderMap) + Send + Sync;
 
-/// Among a request's extensions: is told each interim response to it.
+/// Is told each interim response to a request.
 #[derive(Clone)]
 pub struct OnInterim(Arc<Listener>);
 
@@ -39,10 +39,9 @@ pub(super) struct Interims {
 
 impl Interims {
     /// Counts those to `request`, and tells its listener of as many as are allowed.
-    pub fn of<B>(request: &mut Request<B>, most: Option<usize>) -> Arc<Self> {
+    pub fn of<B>(request: &mut Request<B>, most: Option<usize>, listener: Option<OnInterim>) -> Arc<Self> {
         let most = most.unwrap_or(INTERIM_MAX);
         let interims = Arc::new(Self { most, count: AtomicUsize::new(0), exceeded: Notify::new() });
-        let listener = request.extensions_mut().remove::<OnInterim>();
         let counted = Arc::clone(&interims);
         hyper::ext::on_informational(request, move |response| {
             if !counted.admit() {

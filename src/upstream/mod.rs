@@ -125,6 +125,8 @@ pub struct CallOptions {
     pub client_host: Option<http::HeaderValue>,
     /// The most interim responses; 16 where it does not say.
     pub interim_max: Option<usize>,
+    /// Is told each interim response.
+    pub on_interim: Option<OnInterim>,
 }
 
 /// Every upstream of one configuration.
@@ -210,7 +212,7 @@ impl Upstream {
     }
 
     /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but
-    /// for Host. Extensions reach hyper (upgrades), but for [`OnInterim`]. `worker` selects the pool.
+    /// for Host. Extensions reach hyper (upgrades). `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
     /// have been written is never sent again. The call's place is held until the response's content ends or is

@@ -166,12 +166,12 @@ async fn interim_responses_reach_the_callback() {
     let upstream = upstream(config(&[url.await]));
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = Arc::clone(&seen);
-    let mut request = get("/");
-    request.extensions_mut().insert(OnInterim::new(move |status, fields| {
+    let on_interim = OnInterim::new(move |status, fields| {
         let link = fields["link"].to_str().expect("text").to_owned();
         log.lock().unwrap().push(format!("{} {link}", status.as_u16()));
-    }));
-    let response = fetch(&upstream, request).await.expect("a response");
+    });
+    let options = CallOptions { on_interim: Some(on_interim), ..CallOptions::default() };
+    let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*seen.lock().unwrap(), ["103 </a.css>"]);
 }

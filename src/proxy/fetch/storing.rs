@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Response, StatusCode};
+use bytes::Bytes;
+use http::{Response, StatusCode};
 
 use super::{Fetch, Fetched, share};
 use crate::fields::vary::SelectingFields;
@@ -34,15 +35,14 @@ impl Fetch {
         let variant = share::variant_key(&self.ask, &head);
         let mut received = parts.headers;
         hop_by_hop::remove(&mut received);
-        let fill = Arc::new(Fill::new(Arc::new(head), received, length, variant));
+        let fill = Arc::new(Fill::new(Arc::new(head), length, variant));
         if length.is_some() {
             self.publish(News::Streaming(Arc::clone(&fill)));
         }
-        self.report(Fetched::Fill(Arc::clone(&fill)), Some(status));
+        self.report(Fetched::Fill(Arc::clone(&fill), received), Some(status));
         match fill.receive(body, room, self.ask.caching().max_object).await {
             Received::Whole(whole, room) => {
-                let stored = Arc::new(StoredResponse { body: whole, ..(*fill.head).clone() });
-                self.put(&stored);
+                let stored = self.put_received(&fill.head, whole);
                 let is_counted = self.ask.proxy.shared.store.memory_admits(stored.body.len());
                 fill.complete(stored, Some(room).filter(|_| !is_counted));
             }
@@ -116,7 +116,7 @@ impl Fetch {
             return Box::pin(self.refetch()).await;
         };
         part.provenance = provenance;
-        let fill = Fill::new(Arc::new(part.clone()), HeaderMap::new(), None, self.ask.address.key);
+        let fill = Fill::new(Arc::new(part.clone()), None, self.ask.address.key);
         let Received::Whole(rest, _) = fill.receive(body, room, expected).await else {
             return self.fail(UpstreamError::Protocol);
         };
@@ -135,7 +135,7 @@ impl Fetch {
     pub(super) fn update_by_head(&self, exchange: &Exchange<'_>, stored: Option<&StoredResponse>) {
         let Some(stored) = stored else { return };
         match settle::updated_by_head(exchange, stored, &self.ask.caching().rules) {
-            HeadUpdate::Updated(updated) => self.put(&Arc::new(*updated)),
+            HeadUpdate::Updated(updated) => self.put(&updated),
             HeadUpdate::Outdated => self.forget(),
             HeadUpdate::Unrelated => {}
         }
@@ -154,11 +154,17 @@ impl Fetch {
         self.ask.proxy.shared.store.remove(self.ask.proxy.worker, &query);
     }
 
-    fn put(&self, stored: &Arc<StoredResponse>) {
+    fn put(&self, stored: &StoredResponse) {
+        self.put_received(stored, stored.body.clone());
+    }
+
+    /// Stores a head with the content that has come since; it is the response as it is stored.
+    fn put_received(&self, head: &StoredResponse, body: Bytes) -> Arc<StoredResponse> {
         let tags = self.ask.tags();
         let query = self.ask.store_query(&tags, self.ask.now());
         let shared = &self.ask.proxy.shared;
-        match (shared.store.put(self.ask.proxy.worker, &query, Arc::clone(stored), self.limits()), &self.lead) {
+        let (put, stored) = shared.store.put_received(self.ask.proxy.worker, &query, head, body, self.limits());
+        match (put, &self.lead) {
             (Put::Stored, lead) => {
                 shared.telemetry.record_stored(&self.ask.counters);
                 if let Some(lead) = lead {
@@ -174,6 +180,7 @@ impl Fetch {
                 self.publish(News::NotShared);
             }
         }
+        stored
     }
 
     fn limits(&self) -> PutLimits {

@@ -108,10 +108,11 @@ impl Pending {
     /// A change was `written`, or given up: whether nothing newer waits for its key. If so the key is no one's duty.
     pub(super) fn settle(&self, key: &CacheKey, taken: &Taken, written: bool) -> bool {
         let mut shard = self.shard(key);
-        if shard.get(key).is_some_and(|change| change.version != taken.version) {
-            return false;
-        }
-        if let Some(change) = shard.remove(key) {
+        if let Entry::Occupied(occupied) = shard.entry(*key) {
+            if occupied.get().version != taken.version {
+                return false;
+            }
+            let change = occupied.remove();
             let is_stored = written && matches!(change.waiting, Waiting::Store(_));
             for watcher in change.watchers {
                 // Who no longer watches need not be told.

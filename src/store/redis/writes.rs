@@ -77,10 +77,11 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
     while let Some(key) = keys.recv().await {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
         let writer = Arc::clone(&tier);
-        tier.tasks.spawn(async move {
+        // In a box: tokio copies a task's future some eight times on its way through its life.
+        tier.tasks.spawn(Box::pin(async move {
             writer.discharge(lane, &key).await;
             drop(permit);
-        });
+        }));
     }
 }
 
