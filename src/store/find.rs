@@ -32,9 +32,21 @@ pub struct Absent {
 }
 
 /// What this process held under a key, and how much it had removed, before Redis was asked for it.
-struct Before {
-    removals: u64,
-    held: Option<Slot>,
+pub(super) struct Before {
+    pub(super) removals: u64,
+    pub(super) held: Option<Slot>,
+}
+
+/// What a read from Redis brought.
+pub(super) type ReadOf = Result<Option<Read>, Missing>;
+
+/// Whether a lookup may have what Redis said to another one that began before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// It may: nothing has happened that it must see.
+    Joined,
+    /// It must ask itself: it waited for something to be stored.
+    Alone,
 }
 
 impl Store {
@@ -73,12 +85,13 @@ impl Store {
     /// Asks Redis: the variant where one is known, else the base key, and its variant if that holds a marker.
     pub(super) async fn find_in_redis(
         &self,
-        redis: &RedisTier,
+        redis: &Arc<RedisTier>,
         worker: WorkerId,
         query: &Query<'_>,
         absent: Absent,
+        reading: Reading,
     ) -> Lookup {
-        match self.select_in_redis(redis, worker, query, absent).await {
+        match self.select_in_redis(redis, worker, query, absent, reading).await {
             Ok(found) => Lookup::Found(found),
             Err(why) => Lookup::Missing(why),
         }
@@ -87,7 +100,7 @@ impl Store {
     /// Asks Redis for something newer than what was found here.
     pub(super) async fn find_newer(
         &self,
-        redis: &RedisTier,
+        redis: &Arc<RedisTier>,
         worker: WorkerId,
         query: &Query<'_>,
         found: Found,
@@ -104,7 +117,7 @@ impl Store {
             return Lookup::Found(found);
         }
         let absent = Absent { why: Missing::Key, ask_redis: true, variant };
-        match self.select_in_redis(redis, worker, query, absent).await {
+        match self.select_in_redis(redis, worker, query, absent, Reading::Alone).await {
             Ok(newer) if newer.response.response_time > found.response.response_time => Lookup::Found(newer),
             Ok(_) | Err(_) => Lookup::Found(found),
         }
@@ -112,41 +125,63 @@ impl Store {
 
     async fn select_in_redis(
         &self,
-        redis: &RedisTier,
+        redis: &Arc<RedisTier>,
         worker: WorkerId,
         query: &Query<'_>,
         absent: Absent,
+        reading: Reading,
     ) -> Result<Found, Missing> {
-        let removals = self.removals.load(Ordering::Acquire);
-        let before = |key: &CacheKey| Before { removals, held: self.memory.get(key) };
         let base = query.address;
+        let read = async |address: &Address| self.read(redis, worker, &base.key, address, reading).await;
         if let Some(variant) = &absent.variant {
-            let before = before(&variant.key);
-            if let Some(Read::Response { response, is_body_shared }) = redis.read(worker, &base.key, variant).await? {
+            let (before, held) = read(variant).await?;
+            if let Some(Read::Response { response, is_body_shared }) = held {
                 return self.admit(variant, response, is_body_shared, &before, query);
             }
         }
-        let before_base = before(&base.key);
         // Another process may have replaced the marker known here.
-        let marker = match redis.read(worker, &base.key, base).await? {
-            None => return Err(absent.why),
-            Some(Read::Response { response, is_body_shared }) => {
-                return self.admit(base, response, is_body_shared, &before_base, query);
+        let marker = match read(base).await? {
+            (_, None) => return Err(absent.why),
+            (before, Some(Read::Response { response, is_body_shared })) => {
+                return self.admit(base, response, is_body_shared, &before, query);
             }
-            Some(Read::Marker(marker)) => self.learn(base, marker, &before_base),
+            (before, Some(Read::Marker(marker))) => self.learn(base, marker, &before),
         };
         let names = selecting(query, &marker);
         let variant = base.variant(query.request, &names);
         if absent.variant.is_some_and(|tried| tried.key == variant.key) {
             return Err(absent.why);
         }
-        let before = before(&variant.key);
-        match redis.read(worker, &base.key, &variant).await? {
-            Some(Read::Response { response, is_body_shared }) => {
+        match read(&variant).await? {
+            (before, Some(Read::Response { response, is_body_shared })) => {
                 self.admit(&variant, response, is_body_shared, &before, query)
             }
-            Some(Read::Marker(_)) | None => Err(Missing::Variant(names)),
+            (_, Some(Read::Marker(_)) | None) => Err(Missing::Variant(names)),
         }
+    }
+
+    /// What Redis holds under an address, and what this process held and had removed before it was asked.
+    async fn read(
+        &self,
+        redis: &Arc<RedisTier>,
+        worker: WorkerId,
+        base: &CacheKey,
+        address: &Address,
+        reading: Reading,
+    ) -> Result<(Arc<Before>, Option<Read>), Missing> {
+        let removals = self.removals.load(Ordering::Acquire);
+        let before = Before { removals, held: self.memory.get(&address.key) };
+        let (before, read) = match reading {
+            Reading::Alone => (Arc::new(before), redis.read(worker, base, address).await),
+            Reading::Joined => {
+                let read = || {
+                    let (redis, base, address) = (Arc::clone(redis), *base, address.clone());
+                    async move { redis.read(worker, &base, &address).await }
+                };
+                self.reads.join(worker, address, before, read).await
+            }
+        };
+        Ok((before, read?))
     }
 
     /// What this process holds under an address and is not past its use.

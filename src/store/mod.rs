@@ -7,6 +7,7 @@ mod find;
 mod keep;
 pub mod ledger;
 pub mod memory;
+mod reads;
 pub mod redis;
 pub mod slot;
 
@@ -26,8 +27,10 @@ use crate::stored::{PurgeNumber, StoredResponse};
 use crate::telemetry::Telemetry;
 pub use figures::{PurgeStats, RedisStats, StoreStats};
 pub use find::Absent;
+use find::Reading;
 use ledger::{Ledger, Synced, Verdict};
 use memory::{Memory, Uncacheable};
+use reads::Reads;
 use redis::RedisTier;
 pub use redis::{Guard, Lock, Waiter, Wake};
 use slot::{Held, Slot};
@@ -157,6 +160,7 @@ pub struct Store {
     uncacheable: Uncacheable,
     ledger: Arc<Ledger>,
     redis: Option<Arc<RedisTier>>,
+    reads: Arc<Reads>,
     /// Each guards the change of some keys' markers: reading one, adding a variant, storing it.
     markers: [Mutex<()>; MARKER_LOCKS],
     /// Counts removals, so that what was read from Redis before one does not get into memory after it.
@@ -181,6 +185,7 @@ impl Store {
             uncacheable: Uncacheable::new(),
             ledger,
             redis: redis.map(Arc::new),
+            reads: Reads::new(workers),
             markers: [const { Mutex::new(()) }; MARKER_LOCKS],
             removals: AtomicU64::new(0),
         }
@@ -197,7 +202,7 @@ impl Store {
 
     /// Looks up: memory, then what waits to be written, then Redis. A Redis hit is put into memory.
     pub async fn get(&self, worker: WorkerId, query: &Query<'_>) -> Lookup {
-        self.look_on(worker, query, self.look(query)).await
+        self.go_on(worker, query, self.look(query), Reading::Alone).await
     }
 
     /// The first part of [`Self::get`], which needs no waiting.
@@ -209,40 +214,39 @@ impl Store {
         }
     }
 
-    /// The rest of [`Self::get`], after [`Self::look`].
+    /// The rest of [`Self::get`], after [`Self::look`], for a request that has just come: it may have what Redis says to
+    /// another that came a moment before.
     pub async fn look_on(&self, worker: WorkerId, query: &Query<'_>, looked: Looked) -> Lookup {
+        self.go_on(worker, query, looked, Reading::Joined).await
+    }
+
+    async fn go_on(&self, worker: WorkerId, query: &Query<'_>, looked: Looked, reading: Reading) -> Lookup {
         match (looked, &self.redis) {
             (Looked::Known(lookup), _) => lookup,
-            (Looked::NotHere(absent), Some(redis)) => self.find_in_redis(redis, worker, query, absent).await,
+            (Looked::NotHere(absent), Some(redis)) => self.find_in_redis(redis, worker, query, absent, reading).await,
             (Looked::NotHere(absent), None) => Lookup::Missing(absent.why),
         }
     }
 
     /// The memory tier's part of [`Self::get`]: no await; none where Redis would have to be asked.
     pub fn get_local(&self, query: &Query<'_>) -> Option<Lookup> {
-        match (self.find_local(query), &self.redis) {
-            (Ok(found), _) => Some(Lookup::Found(found)),
-            (Err(absent), Some(redis)) if absent.ask_redis => {
-                if redis.is_synced() {
-                    None
-                } else {
-                    Some(Lookup::Missing(Missing::Unavailable))
-                }
-            }
-            (Err(absent), _) => Some(Lookup::Missing(absent.why)),
+        match self.look(query) {
+            Looked::Known(lookup) => Some(lookup),
+            Looked::NotHere(_) if self.redis.as_ref().is_some_and(|redis| redis.is_synced()) => None,
+            Looked::NotHere(_) => Some(Lookup::Missing(Missing::Unavailable)),
         }
     }
 
     /// Looks up as [`Self::get`] does, but asks Redis also where memory holds what is not fresh: another process may
     /// have stored since.
     pub async fn get_newest(&self, worker: WorkerId, query: &Query<'_>) -> Lookup {
-        match (self.find_local(query), &self.redis) {
-            (Ok(found), Some(redis)) if found.must_validate || !found.response.is_fresh(query.now) => {
+        match (self.look(query), &self.redis) {
+            (Looked::Known(Lookup::Found(found)), Some(redis))
+                if found.must_validate || !found.response.is_fresh(query.now) =>
+            {
                 self.find_newer(redis, worker, query, found).await
             }
-            (Ok(found), _) => Lookup::Found(found),
-            (Err(absent), Some(redis)) if absent.ask_redis => self.find_in_redis(redis, worker, query, absent).await,
-            (Err(absent), _) => Lookup::Missing(absent.why),
+            (looked, _) => self.go_on(worker, query, looked, Reading::Alone).await,
         }
     }
 

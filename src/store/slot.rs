@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
@@ -23,6 +24,8 @@ const FIELD_BYTES: u64 = 104;
 const INDEX_BYTES: usize = 6;
 /// What a shared buffer costs beside its bytes: its count of references.
 const SHARED_BYTES: u64 = 32;
+/// The key material that is held in place.
+const MATERIAL_INLINE: usize = 64;
 /// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
 const COPIED_MAX: usize = 4 << 10;
 
@@ -40,15 +43,15 @@ pub enum Slot {
 pub struct Held {
     /// The response.
     pub response: Arc<StoredResponse>,
-    /// The key material it was stored under.
-    pub material: Box<[u8]>,
+    /// The key material it was stored under; of a typical length in place, which saves a lookup a read from far away.
+    pub material: SmallVec<[u8; MATERIAL_INLINE]>,
     /// The ledger's number at which this copy was last found valid.
     pub checked: AtomicU64,
     weight: u64,
 }
 
 /// Which request fields select among a key's responses, and which variants are stored.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
     /// The base key's material, owned.
     pub material: Bytes,
@@ -96,9 +99,9 @@ impl Slot {
 impl Held {
     /// A response under an address. The response must own its bytes (see [`compacted`]).
     pub fn new(address: &Address, response: Arc<StoredResponse>) -> Self {
-        let material = Box::from(&*address.material);
-        let weight =
-            SLOT_BYTES + size_of::<Self>() as u64 + allocated(address.material.len()) + response_bytes(&response);
+        let material = SmallVec::from_slice(&address.material);
+        let spilled = if material.spilled() { allocated(material.len()) } else { 0 };
+        let weight = SLOT_BYTES + size_of::<Self>() as u64 + spilled + response_bytes(&response);
         Self { response, material, checked: AtomicU64::new(0), weight }
     }
 }

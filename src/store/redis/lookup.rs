@@ -27,6 +27,7 @@ const RECORD_MAX: usize = INLINE_MAX + (1 << 20);
 const DECOMPRESSED_HERE_MAX: u64 = 1 << 20;
 
 /// What Redis holds under a key.
+#[derive(Clone)]
 pub(in crate::store) enum Read {
     /// A response with its body as it was received.
     Response {
