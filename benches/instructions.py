@@ -9,8 +9,8 @@ request costs; the start, the warm-up and the stop cancel out. Instructions are 
 kernel. Unlike times they are the same on a busy machine, within two per cent: how often the log's thread is woken differs.
 Another release of Rust may move them all.
 
-A figure that is off by more than TOLERANCE, either way, is a failure: above it the path has become slower; below it the
-file no longer guards what was gained. Needs valgrind and redis-server; Python 3 alone otherwise.
+A figure above the file's by more than TOLERANCE is a failure: the path has become slower. One as far below is told of: the
+file no longer guards what was gained, and is to be written anew. Needs valgrind and redis-server; Python 3 alone otherwise.
 """
 
 import argparse
@@ -28,7 +28,8 @@ import time
 from pathlib import Path
 
 FIGURES = Path(__file__).with_name("instructions.json")
-TOLERANCE = 0.05
+# Wider than the noise, for the C library and blake3 choose by what the CPU can do.
+TOLERANCE = 0.08
 # For whatever must happen within a run; a broken binary fails instead of waiting for ever.
 PATIENCE = 60
 
@@ -238,14 +239,15 @@ def measured(binary, name):
 
 
 def judged(name, was, now):
-    """What is wrong with a figure; nothing where it is within the tolerance."""
+    """What is wrong with a figure; nothing where it is not above its bound."""
     if was is None:
         return f"{name}: {now} instructions a request, and no figure to hold it to"
     change = now / was - 1
-    if abs(change) <= TOLERANCE:
+    if change < -TOLERANCE:
+        print(f"{name}: {-change:.1%} below the file, which no longer guards it: `make instructions UPDATE=1`", flush=True)
+    if change <= TOLERANCE:
         return None
-    verdict = "slower than it was" if change > 0 else "faster than the file says, which no longer guards it"
-    return f"{name}: {verdict}: {was} instructions a request before, {now} now ({change:+.1%}, allowed ±{TOLERANCE:.0%})"
+    return f"{name}: slower: {was} instructions a request before, {now} now ({change:+.1%}, allowed +{TOLERANCE:.0%})"
 
 
 def main():
