@@ -22,7 +22,8 @@ type Shard<T> = Mutex<HashMap<CacheKey, Led<T>>>;
 struct Led<T> {
     /// What its leader has published.
     news: Option<T>,
-    /// Those who wait for it. Made for the first of them: most fetches have none, and making it costs as much as the rest.
+    /// Those who wait for it. Made when somebody else comes: most fetches have none, and making it
+    /// costs as much as the rest.
     followed: Option<Followed<T>>,
 }
 

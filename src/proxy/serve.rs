@@ -129,8 +129,8 @@ pub fn hit(request: &Parts, stored: &StoredResponse, tier: Tier, detail: Option<
     from_stored(request, stored, now, CacheStatus { outcome: Outcome::Hit { ttl: ttl(stored, now), tier }, detail })
 }
 
-/// What was found, where there is room for it: each request has its own copy of what Redis held and memory does not take,
-/// for as long as its client reads it.
+/// What was found, where there is room for it: what Redis held and memory does not take is counted once for each client that
+/// reads it, though clients that asked together share it.
 fn with_room(ask: &Ask, lookup: Lookup) -> Lookup {
     let shared = &ask.proxy.shared;
     let Lookup::Found(mut found) = lookup else { return lookup };

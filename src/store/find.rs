@@ -34,6 +34,7 @@ pub struct Absent {
 /// What this process held under a key, and how much it had removed, before Redis was asked for it.
 pub(super) struct Before {
     pub(super) removals: u64,
+    pub(super) changes: u64,
     pub(super) held: Option<Slot>,
 }
 
@@ -170,15 +171,24 @@ impl Store {
         reading: Reading,
     ) -> Result<(Arc<Before>, Option<Read>), Missing> {
         let removals = self.removals.load(Ordering::Acquire);
-        let before = Before { removals, held: self.memory.get(&address.key) };
+        let changes = self.reads.changes(&address.key);
+        let before = Before { removals, changes, held: self.memory.get(&address.key) };
         let (before, read) = match reading {
             Reading::Alone => (Arc::new(before), redis.read(worker, base, address).await),
+            // Whoever comes once Redis is known not to answer waits for nothing.
+            Reading::Joined if !redis.is_available(worker) => return Err(Missing::Unavailable),
             Reading::Joined => {
                 let read = || {
                     let (redis, base, address) = (Arc::clone(redis), *base, address.clone());
                     async move { redis.read(worker, &base, &address).await }
                 };
-                self.reads.join(worker, address, before, read).await
+                let (reading, was_under_way) = self.reads.join(worker, address, before, read);
+                let ended = reading.await;
+                if was_under_way && matches!(ended.1, Err(Missing::Unavailable)) {
+                    // As many waited in vain as if each had asked.
+                    redis.waited_in_vain(worker);
+                }
+                ended
             }
         };
         Ok((before, read?))

@@ -68,6 +68,7 @@ impl Store {
             redis.admits(&slot) && redis.change(worker, base.key, key, Waiting::Store(slot.clone()))
         });
         let in_memory = self.memory.put(key, slot);
+        self.reads.outdate(&key);
         if in_memory || in_redis { Put::Stored } else { Put::NoRoom }
     }
 

@@ -88,7 +88,7 @@ pub enum Looked {
 /// A stored response.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The response.
+    /// The response. Where memory does not take it, its fields and body are slices of what was read from Redis.
     pub response: Arc<StoredResponse>,
     /// Where it was.
     pub tier: Tier,

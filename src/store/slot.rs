@@ -142,9 +142,9 @@ impl Marker {
 const SPARE: usize = 3;
 
 /// A copy that pins no buffer: its field values share one of their own, for a slice of a read buffer would pin the whole
-/// buffer. So does its `content` that is short, or that `is_body_shared`; any other owns its storage already.
+/// buffer, and so does its `content` where it is short. A longer one `is_body_shared`, and is copied too, or owns its storage.
 pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool) -> StoredResponse {
-    let copies_body = is_body_shared || content.len() <= COPIED_MAX;
+    let copies_body = content.len() <= COPIED_MAX;
     let body: &[u8] = if copies_body { &content } else { &[] };
     let values: usize = response.fields.values().map(HeaderValue::len).sum();
     let mut buffer = Vec::with_capacity(values + body.len());
@@ -169,7 +169,11 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
         selecting: response.selecting.clone(),
         part: response.part,
         provenance: response.provenance.clone(),
-        body: if copies_body { rest } else { content },
+        body: match copies_body {
+            true => rest,
+            false if is_body_shared => Bytes::copy_from_slice(&content),
+            false => content,
+        },
     }
 }
 

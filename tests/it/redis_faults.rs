@@ -237,6 +237,32 @@ async fn a_frozen_process_costs_five_lookups_their_time_besides_those_in_flight_
     held.stop().await;
 }
 
+/// Those who wait for one read together count as if each had asked, so that the next who come wait for nothing.
+#[tokio::test]
+async fn a_frozen_process_costs_those_who_ask_for_one_key_their_time_once() {
+    const MANY: usize = 32;
+    let origin = Origin::start(|seen| async move { reply(200, &[], &format!("{} {}", seen.target, seen.nth)) });
+    let redis = Redis::start();
+    let proxy = Proxy::start(&toml(&origin, redis.port, "0"));
+    until_up(&proxy).await;
+    let asked = Load::start_with(MANY, &proxy, |_, _| "/two/same".to_owned());
+    asked.more(200).await;
+    let before = count(&proxy, "timeouts").await;
+    redis.signal("STOP");
+    let begun = Instant::now();
+    while told(&proxy).await["state"] != "down" {
+        assert!(begun.elapsed() < Duration::from_secs(10), "nothing times out");
+        tokio::task::yield_now().await;
+    }
+    asked.more(200).await;
+    let timeouts = count(&proxy, "timeouts").await - before;
+    println!("frozen, one key: {timeouts} waited in vain");
+    assert!((MANY as u64 / 2..=MANY as u64 + 9).contains(&timeouts), "{timeouts} waited in vain");
+    redis.signal("CONT");
+    until_up(&proxy).await;
+    asked.stop().await;
+}
+
 /// Too many clients of Redis: who is turned away comes back after ever longer pauses, each at another time.
 #[tokio::test]
 async fn a_redis_that_takes_no_more_clients() {

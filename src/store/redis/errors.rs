@@ -93,6 +93,12 @@ impl RedisTier {
         }
     }
 
+    /// One more request of the worker waited for a read that failed: it counts as if it had asked itself.
+    pub(in crate::store) fn waited_in_vain(&self, worker: crate::store::WorkerId) {
+        self.reports.timeouts.fetch_add(1, Ordering::Relaxed);
+        self.count_failure(worker.0);
+    }
+
     /// A command of the lane failed: counts, tells, and does what the error asks for.
     pub(super) fn failed(&self, lane: usize, error: &Error) -> Trouble {
         let trouble = Trouble::of(error);

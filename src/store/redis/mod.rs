@@ -152,7 +152,7 @@ impl RedisTier {
     }
 
     /// Whether a lookup by this worker would ask Redis at all.
-    pub(super) fn is_available(&self, worker: WorkerId) -> bool {
+    pub(in crate::store) fn is_available(&self, worker: WorkerId) -> bool {
         self.is_synced() && self.lanes.get(worker.0).is_some_and(Lane::is_usable)
     }
 
