@@ -124,14 +124,7 @@ impl Answer {
     }
 }
 
-/// An answer to what never reached the path.
-pub fn unrecorded(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::unrecorded(Bytes::new()));
-    *response.status_mut() = status;
-    response
-}
-
-/// A request from its coming to its record. Nothing is recorded of one that is dropped before it is answered.
+/// A request from its coming to its record. Nothing is recorded of one whose answer nobody takes ([`Body::taken`]).
 #[derive(Debug)]
 pub struct Visit(Box<Ending>);
 
@@ -175,7 +168,7 @@ impl Visit {
             upstream: None,
         };
         let telemetry = Arc::clone(telemetry);
-        Self(Box::new(Ending { record, begun: Instant::now(), ended: None, is_answered: false, telemetry }))
+        Self(Box::new(Ending { record, begun: Instant::now(), ended: None, is_taken: false, telemetry }))
     }
 
     /// The response for the server: the record is made when its content ends or is dropped.
@@ -186,7 +179,6 @@ impl Visit {
             head.headers_mut().append(CACHE_STATUS, cache_status.to_value());
         }
         let mut body = Body { content, ending: None };
-        ending.is_answered = true;
         let until_head = ending.begun.elapsed();
         let record = &mut ending.record;
         record.until_head = until_head;
@@ -207,13 +199,14 @@ struct Ending {
     begun: Instant,
     /// Where whoever drops it has looked at the clock already.
     ended: Option<Instant>,
-    is_answered: bool,
+    /// Whether somebody has taken the answer, so that its end is to be told.
+    is_taken: bool,
     telemetry: Arc<Telemetry>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if self.is_answered {
+        if self.is_taken {
             self.record.duration = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.begun);
             self.telemetry.record(&self.record);
         }
@@ -231,6 +224,13 @@ impl Body {
     /// Content of which nothing is recorded.
     pub const fn unrecorded(bytes: Bytes) -> Self {
         Self { content: Content::Whole(bytes), ending: None }
+    }
+
+    /// The answer is on its way to the client: from now on its end is recorded.
+    pub fn taken(&mut self) {
+        if let Some(ending) = &mut self.ending {
+            ending.is_taken = true;
+        }
     }
 
     /// It ends now.

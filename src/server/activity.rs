@@ -142,8 +142,7 @@ impl Activity {
         }
         if bytes.starts_with(b"PRI * HTTP/2") {
             self.is_http2.store(true, Relaxed);
-        } else if !self.head_since.is_set() && !bytes.ends_with(b"\r\n\r\n") {
-            // One that is there to its end, as nearly all are, needs no look at the clock.
+        } else if !self.head_since.is_set() && !is_whole_head(bytes) {
             self.head_since.set(self.accepted.elapsed());
         }
     }
@@ -267,6 +266,11 @@ impl Activity {
     }
 }
 
+/// Whether it is a head to its end, as nearly all come: then no look at the clock is needed. Lines that are empty are none.
+fn is_whole_head(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n\r\n") && !bytes.starts_with(b"\r") && !bytes.starts_with(b"\n")
+}
+
 /// A request being answered; dropped when its answer has ended.
 #[derive(Debug)]
 pub struct InFlight {
@@ -357,6 +361,10 @@ mod tests {
         let activity = Activity::new();
         activity.received(b"GET / HT");
         check(&activity, 9, AGAIN);
+        check(&activity, 11, Timer::Stalled(Limit::HeaderTimeout));
+        // Empty lines before a head are none, though they end as one does.
+        let activity = Activity::new();
+        activity.received(b"\r\n\r\n");
         check(&activity, 11, Timer::Stalled(Limit::HeaderTimeout));
     }
 

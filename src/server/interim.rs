@@ -16,8 +16,8 @@ const BYTES_MAX: usize = 64 << 10;
 
 /// The interim heads of the request in hand. Filled by the proxy, emptied by the socket under hyper.
 ///
-/// It is open from the moment hyper hands out a request until its response's head is given to hyper: only then is what
-/// it holds sure to precede that head, and to follow the response before.
+/// For a request whose answer is waited for it is open from the moment hyper hands it out until its response's head is given
+/// to hyper: only then is what it holds sure to precede that head, and to follow the response before.
 #[derive(Debug, Default)]
 pub struct InterimQueue {
     /// The heads themselves; held for a copy.
@@ -32,7 +32,7 @@ pub struct InterimQueue {
 
 #[derive(Debug, Default)]
 struct Heads {
-    /// The number of the request in hand. What comes of one before it, or of a fetch that outlives it, is not for it.
+    /// The number of the last request that was waited for. What comes of one before it, or of a fetch that outlives it, is not for it.
     request: u64,
     bytes: Vec<u8>,
     count: usize,

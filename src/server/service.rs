@@ -2,14 +2,13 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::future::{Future, Ready, ready};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, HOST, VIA};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -51,24 +50,29 @@ pub struct Service {
     pub first_host: FirstHost,
 }
 
-/// The answer to a request, for hyper.
-pub type Answering = Either<Ready<Result<Response<Tracked>, Infallible>>, Awaited>;
-
-/// An answer that is waited for.
-pub struct Awaited {
-    response: Pin<Box<dyn Future<Output = Response<Body>> + Send>>,
+/// The answer to a request, for hyper. One that hyper does not take, as its connection ends, is not recorded.
+pub struct Answering {
+    handled: Option<Handled>,
     service: Arc<Service>,
     in_flight: Option<InFlight>,
 }
 
-impl Future for Awaited {
+impl Future for Answering {
     type Output = Result<Response<Tracked>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.response.as_mut().poll(context));
-        self.service.notes.interim.close();
-        let in_flight = self.in_flight.take().expect("polled to its end once");
-        Poll::Ready(Ok(self.service.hand_over(response, in_flight)))
+        if let Some(Handled::Later(response)) = &mut self.handled {
+            let response = ready!(response.as_mut().poll(context));
+            self.service.notes.interim.close();
+            self.handled = Some(Handled::Now(response));
+        }
+        match (self.handled.take(), self.in_flight.take()) {
+            (Some(Handled::Now(response)), Some(in_flight)) => {
+                Poll::Ready(Ok(self.service.hand_over(response, in_flight)))
+            }
+            // Nobody polls what has ended.
+            _ => Poll::Pending,
+        }
     }
 }
 
@@ -84,23 +88,20 @@ impl Service {
         } else {
             self.answer(request, generation)
         };
-        match handled {
-            Handled::Now(response) => Either::Left(ready(Ok(self.hand_over(response, in_flight)))),
-            Handled::Later(response) => {
-                let in_flight = Some(in_flight);
-                Either::Right(Awaited { response, service: self, in_flight })
-            }
-        }
+        Answering { handled: Some(handled), service: self, in_flight: Some(in_flight) }
     }
 
-    /// The answer's head is there.
+    /// The answer's head is there, and hyper takes it.
     fn hand_over(&self, response: Response<Body>, in_flight: InFlight) -> Response<Tracked> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             self.notes.verdict.becomes_tunnel();
         }
         // From now on it can be asked for.
         in_flight.handed_over();
-        response.map(|body| Tracked { body, rest: Bytes::new(), in_flight })
+        response.map(|mut body| {
+            body.taken();
+            Tracked { body, rest: Bytes::new(), in_flight }
+        })
     }
 
     fn answer(self: &Arc<Self>, mut request: Request<Incoming>, generation: Arc<Generation>) -> Handled {
@@ -163,7 +164,8 @@ impl Service {
             answer.content = Content::Empty;
             let generation = self.proxy.shared.generation.load_full();
             let unread = Method::from_bytes(b"-").unwrap_or_default();
-            drop(self.visit(unread, "".into(), None, Version::HTTP_11, &generation).finish(answer, false));
+            let told = self.visit(unread, "".into(), None, Version::HTTP_11, &generation).finish(answer, false);
+            told.into_body().taken();
         }
         error.to_string()
     }
@@ -178,8 +180,11 @@ impl Service {
 
     /// What never reaches a route is counted with what no route matches.
     pub(super) fn finish<B>(&self, request: &Request<B>, answer: Answer, generation: &Generation) -> Response<Body> {
-        let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str).into();
-        let host = request.headers().get(HOST).cloned();
+        let uri = request.uri();
+        let target = uri.path_and_query().map_or("", PathAndQuery::as_str).into();
+        // What the request is for is what its target says (RFC 9112 §3.2.2, RFC 9113 §8.3.1), as far as it does.
+        let authority = uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        let host = authority.or_else(|| request.headers().get(HOST).cloned());
         let visit = self.visit(request.method().clone(), target, host, request.version(), generation);
         visit.finish(answer, generation.server.cache_status)
     }

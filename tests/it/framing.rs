@@ -117,6 +117,44 @@ async fn refusals_are_counted_and_logged_whoever_refuses() {
     assert_eq!((lines.len(), of(" 400 "), of(" 431 ")), (3, 2, 1), "{lines:?}");
 }
 
+/// The host in the log is the one that was asked for, not the one that another field names.
+#[tokio::test]
+async fn a_host_that_is_refused_is_the_one_in_the_log() {
+    let origin = Origin::start(told);
+    let proxy = Proxy::start(&format!("server = {{ hosts = [\"a.test\"] }}\n{}", one_route(&origin.url(), "")));
+    exchange(proxy.address, b"GET http://evil.test/x HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n").await;
+    exchange(proxy.address, b"CONNECT evil.test:443 HTTP/1.1\r\nhost: evil.test:443\r\n\r\n").await;
+    let http2 = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    let request = http2.get(proxy.url("/y")).header("user-agent", "x");
+    assert_eq!(request.send().await.expect("an answer").status(), 421);
+    let lines = proxy.stopped_lines();
+    let authority = " 127.0.0.1:";
+    let expected = [" evil.test /x HTTP/1.1 421 ", " evil.test:443 - HTTP/1.1 405 ", authority];
+    let has = |end: &str| {
+        lines.iter().any(|line| line.contains(end) && (end != authority || line.contains(" /y HTTP/2.0 421 ")))
+    };
+    assert!(lines.len() == 3 && expected.iter().all(|end| has(end)), "{lines:?}");
+}
+
+/// Nobody has had the answer to a request whose client has left: it is neither counted nor logged.
+#[tokio::test]
+async fn what_hyper_does_not_answer_is_not_recorded() {
+    let origin = Origin::start(told);
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    get(&client(), &proxy.url("/hot")).await;
+    let mut answered = 0;
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        stream.write_all(b"GET /hot HTTP/1.1\r\nhost: a.test\r\n\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        answered += u64::from(!answer.is_empty());
+    }
+    assert_eq!(proxy.stats().await["totals"]["requests"], 1 + answered);
+    assert_eq!(proxy.stopped_lines().len() as u64, 1 + answered);
+}
+
 /// What smuggling tests do to a Transfer-Encoding field: every octet that might be taken for white space or a line's end,
 /// in each place where it might be, and the tricks with names.
 fn mutations() -> Vec<Vec<u8>> {
