@@ -205,13 +205,15 @@ impl Proxy {
             (Begun::Answered(answer), _) => answer,
             (Begun::Asked(address, looked), Some(matched)) => {
                 let ask = self.ask(generation, matched, incomer.head, address, Bytes::new());
+                let share = Share::new(&ask);
                 let looked_up = LookedUp::after(&ask, looked).await;
-                self.cached(Arc::new(ask), looked_up).await
+                self.cached(Arc::new(ask), share, looked_up).await
             }
             (Begun::HasContent, Some(matched)) => match Box::pin(self.read(generation, matched, incomer)).await {
                 Ok(ask) => {
+                    let share = Share::new(&ask);
                     let looked_up = LookedUp::from_store(&ask).await;
-                    self.cached(Arc::new(ask), looked_up).await
+                    self.cached(Arc::new(ask), share, looked_up).await
                 }
                 Err(passing) => Box::pin(self.pass(*passing)).await,
             },
@@ -226,8 +228,7 @@ impl Proxy {
     }
 
     /// Decide, then serve, or share a fetch and look up again, or fetch.
-    async fn cached(self: &Arc<Self>, ask: Arc<Ask>, mut looked_up: LookedUp) -> Answer {
-        let mut share = Share::new(&ask);
+    async fn cached(self: &Arc<Self>, ask: Arc<Ask>, mut share: Share, mut looked_up: LookedUp) -> Answer {
         let mut collapsed = None;
         loop {
             let (stored, must_validate, miss) = looked_up.for_decision();

@@ -67,14 +67,18 @@ impl Proxy {
         content: &[u8],
     ) -> Result<Address, UnkeyedBody> {
         let Head { target, sender, parts } = head;
-        if range::names_more_than(generation.server.limits.ranges, &parts.headers) {
-            // RFC 9110 §14.2 lets it be ignored.
-            parts.headers.remove(RANGE);
-            self.shared.telemetry.limited(Limit::Ranges);
-        }
+        self.bound_ranges(generation, &mut parts.headers);
         forward::reduce(&mut parts.headers, sender, route, caching, !content.is_empty());
         let claims = sender.claims(&parts.headers);
         caching.key.address(&parts.method, target, &parts.headers, &claims, content)
+    }
+
+    /// RFC 9110 §14.2 lets a `Range` be ignored: one that names too many is.
+    fn bound_ranges(&self, generation: &Generation, fields: &mut HeaderMap) {
+        if range::names_more_than(generation.server.limits.ranges, fields) {
+            fields.remove(RANGE);
+            self.shared.telemetry.limited(Limit::Ranges);
+        }
     }
 
     /// The request as one that the cache may answer.
@@ -119,7 +123,8 @@ impl Proxy {
             BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
         };
         let Some(content) = content else { return Err(Box::new(passing)) };
-        // What cannot be keyed passes as it came.
+        // What cannot be keyed passes as it came, but for ranges without end.
+        self.bound_ranges(generation, &mut passing.head.parts.headers);
         let original = passing.head.parts.headers.clone();
         match self.address(generation, &matched.route, caching, &mut passing.head, &content) {
             Ok(address) => Ok(self.ask(generation, matched, passing.head, address, content)),
