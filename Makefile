@@ -27,7 +27,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo fmt --manifest-path benches/Cargo.toml --check
-	$(BENCHES) cargo clippy --manifest-path benches/Cargo.toml --all-targets -- -D warnings
+	$(BENCHES) cargo clippy --locked --manifest-path benches/Cargo.toml --all-targets -- -D warnings
 
 # The HTTP cache tests, once with memory alone and once with Redis. STORES=memory runs that one.
 conformance: build redis-server $(CONFORMANCE)/node_modules/.package-lock.json
@@ -45,8 +45,8 @@ instructions: build redis-server valgrind
 # What each step of a request costs by itself, then aside beside bare hyper and nginx (docs/performance.md). With BENCH, options
 # of the latter, that alone: --list, --case, --rounds, --seconds.
 bench: build redis-server
-	$(if $(BENCH),,$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench micro)
-	$(BENCHES) cargo bench --manifest-path benches/Cargo.toml --bench side_by_side -- $(BENCH)
+	$(if $(BENCH),,$(BENCHES) cargo bench --locked --manifest-path benches/Cargo.toml --bench micro)
+	$(BENCHES) cargo bench --locked --manifest-path benches/Cargo.toml --bench side_by_side -- $(BENCH)
 
 # The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
 # the upstream did not do. Ten minutes; SOAK_SECONDS says otherwise.

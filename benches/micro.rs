@@ -77,7 +77,7 @@ fn reply(criterion: &mut Criterion) {
 }
 
 fn ledger(criterion: &mut Criterion) {
-    let (table, target, params) = (table(1), target(), Params::new());
+    let (table, target, params) = (table(1), target(), Params::default());
     let tags = ConfiguredTags { route: &table.routes()[0], params: &params, target: &target };
     let ledger = Ledger::new(SLOTS, None);
     let synced = ledger.synced();

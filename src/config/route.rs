@@ -9,6 +9,7 @@ use super::reader::{Given, Reader, field_name, nearest};
 use super::server::{Server, host};
 use super::{units, upstream};
 use crate::route::{FieldEdits, ForwardFields, Route, pattern_params};
+use crate::telemetry::UNROUTED;
 use crate::upstream::{HostRule, UpstreamConfig};
 
 /// What routes refer to.
@@ -28,6 +29,9 @@ const NOT_EDITED: [HeaderName; 4] =
 /// Reads a route; none where it has no valid path or no upstream, after a problem was noted.
 pub(super) fn route(name: &str, reader: &Reader<'_>, context: &Context<'_>) -> Option<Route> {
     reader.string("name", name);
+    if let Some(given) = reader.given("name").filter(|_| name == UNROUTED) {
+        reader.problem("name", &given, "stands for what no route matches; expected another name");
+    }
     let host = reader.parsed("host", "is not a host; expected for example \"api.example.com\"", host);
     if let Some(given) = reader.given("use").filter(|given| given.text().is_none()) {
         reader.problem("use", &given, "is not a string; expected a profile's name");
