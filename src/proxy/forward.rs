@@ -164,7 +164,8 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
         chain.push_str(before);
         chain.push_str(", ");
     }
-    push_address(&mut chain, sender.peer);
+    // Writing to a String cannot fail.
+    let _ = write!(chain, "{}", sender.peer);
     if let Ok(chain) = HeaderValue::try_from(chain) {
         fields.insert(FORWARDED_FOR, chain);
     }
@@ -175,22 +176,6 @@ fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
         fields.insert(FORWARDED_HOST, host.as_value().clone());
     }
     fields.append(VIA, HeaderValue::from_static("1.1 aside"));
-}
-
-/// As it is written; for IPv4 in a fifth of the instructions that its `Display` takes.
-fn push_address(out: &mut String, address: IpAddr) {
-    let IpAddr::V4(address) = address else {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{address}");
-        return;
-    };
-    let [first, rest @ ..] = address.octets();
-    let mut digits = itoa::Buffer::new();
-    out.push_str(digits.format(first));
-    for octet in rest {
-        out.push('.');
-        out.push_str(digits.format(octet));
-    }
 }
 
 /// Who asked: the peer, or whom a trusted peer names in `client_ip_header` or, from the right, `X-Forwarded-For`.

@@ -165,10 +165,11 @@ impl Proxy {
         if let Some(bypass) = ask::bypass_reason(matched.route, caching, &incomer.head.parts, has_content) {
             return Begun::Passes(bypass);
         }
+        self.bound_ranges(generation, &mut incomer.head.parts.headers);
         if has_content {
             return Begun::HasContent;
         }
-        match self.address(generation, matched.route, caching, &mut incomer.head, b"") {
+        match pass::address(matched.route, caching, &mut incomer.head, b"") {
             Ok(address) => self.look(matched, caching, &incomer.head, address, now),
             // Without content everything can be keyed.
             Err(_unkeyed) => because(Detail::RequestBody),

@@ -55,26 +55,23 @@ impl Passing {
     }
 }
 
-impl Proxy {
-    /// The place in the store of a request that the cache may answer, whose fields are reduced to what the upstream may
-    /// see: what the key is made of is what is sent.
-    pub(super) fn address(
-        &self,
-        generation: &Generation,
-        route: &Route,
-        caching: &Caching,
-        head: &mut Head,
-        content: &[u8],
-    ) -> Result<Address, UnkeyedBody> {
-        let Head { target, sender, parts } = head;
-        self.bound_ranges(generation, &mut parts.headers);
-        forward::reduce(&mut parts.headers, sender, route, caching, !content.is_empty());
-        let claims = sender.claims(&parts.headers);
-        caching.key.address(&parts.method, target, &parts.headers, &claims, content)
-    }
+/// The place in the store of a request that the cache may answer, whose fields are reduced to what the upstream may see:
+/// what the key is made of is what is sent.
+pub(super) fn address(
+    route: &Route,
+    caching: &Caching,
+    head: &mut Head,
+    content: &[u8],
+) -> Result<Address, UnkeyedBody> {
+    let Head { target, sender, parts } = head;
+    forward::reduce(&mut parts.headers, sender, route, caching, !content.is_empty());
+    let claims = sender.claims(&parts.headers);
+    caching.key.address(&parts.method, target, &parts.headers, &claims, content)
+}
 
+impl Proxy {
     /// RFC 9110 §14.2 lets a `Range` be ignored: one that names too many is.
-    fn bound_ranges(&self, generation: &Generation, fields: &mut HeaderMap) {
+    pub(super) fn bound_ranges(&self, generation: &Generation, fields: &mut HeaderMap) {
         if range::names_more_than(generation.server.limits.ranges, fields) {
             fields.remove(RANGE);
             self.shared.telemetry.limited(Limit::Ranges);
@@ -123,10 +120,9 @@ impl Proxy {
             BodyRule::Raw | BodyRule::Json => passing.content.buffer(caching.key.body_max).await.unwrap_or(None),
         };
         let Some(content) = content else { return Err(Box::new(passing)) };
-        // What cannot be keyed passes as it came, but for ranges without end.
-        self.bound_ranges(generation, &mut passing.head.parts.headers);
+        // What cannot be keyed passes as it came.
         let original = passing.head.parts.headers.clone();
-        match self.address(generation, &matched.route, caching, &mut passing.head, &content) {
+        match address(&matched.route, caching, &mut passing.head, &content) {
             Ok(address) => Ok(self.ask(generation, matched, passing.head, address, content)),
             Err(_unkeyed) => {
                 passing.content.put_back(content);

@@ -66,13 +66,10 @@ impl Future for Answering {
             self.service.notes.interim.close();
             self.handled = Some(Handled::Now(response));
         }
-        match (self.handled.take(), self.in_flight.take()) {
-            (Some(Handled::Now(response)), Some(in_flight)) => {
-                Poll::Ready(Ok(self.service.hand_over(response, in_flight)))
-            }
-            // Nobody polls what has ended.
-            _ => Poll::Pending,
-        }
+        let (Some(Handled::Now(response)), Some(in_flight)) = (self.handled.take(), self.in_flight.take()) else {
+            unreachable!("polled after its end");
+        };
+        Poll::Ready(Ok(self.service.hand_over(response, in_flight)))
     }
 }
 

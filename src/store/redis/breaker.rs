@@ -48,6 +48,11 @@ impl Breaker {
         }
     }
 
+    /// Whether the last command failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) != 0
+    }
+
     /// A command failed; whether that opened the breaker.
     pub(super) fn fail(&self) -> bool {
         self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX && self.trip()

@@ -93,10 +93,13 @@ impl RedisTier {
         }
     }
 
-    /// One more request of the worker waited for a read that failed: it counts as if it had asked itself.
+    /// One more request of the worker waited for a read that failed. Where that was for the lack of an answer, it counts as
+    /// if it had asked itself; an answer that is an error says nothing against the server.
     pub(in crate::store) fn waited_in_vain(&self, worker: crate::store::WorkerId) {
-        self.reports.timeouts.fetch_add(1, Ordering::Relaxed);
-        self.count_failure(worker.0);
+        if self.lanes[worker.0].breaker.is_failing() {
+            self.reports.timeouts.fetch_add(1, Ordering::Relaxed);
+            self.count_failure(worker.0);
+        }
     }
 
     /// A command of the lane failed: counts, tells, and does what the error asks for.
