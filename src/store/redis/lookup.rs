@@ -10,6 +10,8 @@ use fred::interfaces::KeysInterface;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use super::batch::Told;
+use super::client::IN_FLIGHT_MAX;
 use super::errors::Trouble;
 use super::pending::Waiting;
 use super::writes::{INLINE_MAX, bulk_timeout, not_connected};
@@ -112,6 +114,14 @@ impl RedisTier {
     async fn get(&self, lane: usize, key: String) -> Result<Option<Bytes>, Trouble> {
         // Where one is free, which is nearly always, no clock is read and no timer made.
         let (_permit, left) = match self.lanes[lane].permits.try_acquire() {
+            Ok(permit) if self.is_batched(lane) => {
+                let deadline = Instant::now() + self.config.timeout;
+                let told = self.lanes[lane].gathered.ask(key.clone()).await;
+                if let Told::Value(value) = self.note(lane, told)? {
+                    return Ok(Some(value).filter(|value| !value.is_empty()));
+                }
+                (permit, left_until(deadline))
+            }
             Ok(permit) => (permit, self.config.timeout),
             Err(_) => self.permitted(lane).await?,
         };
@@ -128,7 +138,13 @@ impl RedisTier {
         let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, self.lanes[lane].permits.acquire()).await else {
             return Err(Trouble::Timeout);
         };
-        Ok((permit, deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))))
+        Ok((permit, left_until(deadline)))
+    }
+
+    /// Whether a lookup goes together with others: where any is under way. The one that is alone waits for nobody.
+    fn is_batched(&self, lane: usize) -> bool {
+        let is_alone = || self.lanes[lane].permits.available_permits() + 1 >= IN_FLIGHT_MAX;
+        !self.is_cluster && lane < self.control() && !is_alone()
     }
 
     /// A body, on the bulk lane.
@@ -159,6 +175,10 @@ impl RedisTier {
         self.change(worker, *base, address.key, Waiting::Unlink);
         Missing::Corrupt
     }
+}
+
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// What a key holds, and no more than one byte beyond `length_max`: a foreign value of any length costs no more than that.

@@ -138,6 +138,11 @@ pub(super) fn is_encrypted(url: &str) -> bool {
     Scheme::of(url).is_ok_and(|scheme| scheme.encrypted)
 }
 
+/// Whether a URL names a cluster.
+pub(super) fn is_cluster(url: &str) -> bool {
+    Scheme::of(url).is_ok_and(|scheme| scheme.topology == Topology::Cluster)
+}
+
 /// The servers, credentials and TLS of a configuration. An error's text tells what the URL is or has, and what was
 /// expected.
 pub(super) fn server(config: &RedisConfig) -> Result<Config, Error> {

@@ -10,13 +10,15 @@ use fred::interfaces::KeysInterface;
 use fred::types::Expiration;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::batch;
+use super::errors::Trouble;
 use super::pending::{Added, Taken, Waiting};
 use super::{RedisTier, WorkerId};
 use crate::clock::Timestamp;
 use crate::key::CacheKey;
 use crate::store::codec::compression::{self, StoredBody};
 use crate::store::codec::{self, Detached};
-use crate::store::slot::Slot;
+use crate::store::slot::{Held, Slot};
 use crate::stored::StoredResponse;
 
 /// The bound on a lane's waiting writes.
@@ -74,12 +76,22 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
         return;
     }
     tier.lanes[lane].connected().await;
+    let batch_max = if tier.is_cluster { 1 } else { batch::KEYS_MAX };
     while let Some(key) = keys.recv().await {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
         let writer = Arc::clone(&tier);
+        let mut batch = vec![key];
+        while batch.len() < batch_max
+            && let Ok(key) = keys.try_recv()
+        {
+            batch.push(key);
+        }
         // In a box: tokio copies a task's future some eight times on its way through its life.
         tier.tasks.spawn(Box::pin(async move {
-            writer.discharge(lane, &key).await;
+            match batch.as_slice() {
+                [key] => writer.discharge(lane, key).await,
+                batch => writer.discharge_all(lane, batch).await,
+            }
             drop(permit);
         }));
     }
@@ -150,23 +162,71 @@ impl RedisTier {
 
     /// Writes the changes of a key until none is left.
     async fn discharge(&self, lane: usize, key: &CacheKey) {
-        let queue = &self.lanes[lane].queue;
         while let Some(taken) = self.pending.take_up(key) {
             let written = self.write(lane, key, &taken).await;
-            if !written {
-                self.reports.drop_write();
-            }
-            if self.pending.settle(key, &taken, written) {
-                queue.count.fetch_sub(1, Ordering::Relaxed);
-                queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
+            if self.is_settled(lane, key, &taken, written) {
                 return;
             }
         }
     }
 
+    /// The same for several keys: those with small records in one command, the others, and those that Redis did not take, each
+    /// for itself.
+    async fn discharge_all(&self, lane: usize, keys: &[CacheKey]) {
+        let (mut taken, mut records, mut alone) =
+            (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()), Vec::new());
+        for key in keys {
+            match self.pending.take_up(key) {
+                Some(Taken { waiting: Waiting::Store(slot), .. }) if slot.weight() > batch::VALUE_MAX as u64 => {
+                    alone.push(*key)
+                }
+                Some(one @ Taken { waiting: Waiting::Store(_), .. }) if self.may_write(lane) => {
+                    records.extend(self.small_record(key, &one));
+                    taken.push((key, one));
+                }
+                Some(_) | None => alone.push(*key),
+            }
+        }
+        let outcome = if records.is_empty() { Ok(0) } else { batch::write(self, lane, records).await };
+        let (stored, asks_again) = match &outcome {
+            Ok(stored) => (*stored, true),
+            Err(error) => (0, matches!(self.failed(lane, error), Trouble::WrongType | Trouble::Other)),
+        };
+        if stored > 0 {
+            self.succeeded(lane);
+        }
+        for (at, (key, one)) in taken.into_iter().enumerate() {
+            let is_stored = at < stored;
+            if !is_stored && asks_again || !self.is_settled(lane, key, &one, is_stored) {
+                alone.push(*key);
+            }
+        }
+        for key in &alone {
+            self.discharge(lane, key).await;
+        }
+    }
+
+    /// A change was written, or given up: whether the key is done with.
+    fn is_settled(&self, lane: usize, key: &CacheKey, taken: &Taken, written: bool) -> bool {
+        if !written {
+            self.reports.drop_write();
+        }
+        let is_settled = self.pending.settle(key, taken, written);
+        if is_settled {
+            let queue = &self.lanes[lane].queue;
+            queue.count.fetch_sub(1, Ordering::Relaxed);
+            queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
+        }
+        is_settled
+    }
+
+    fn may_write(&self, lane: usize) -> bool {
+        self.lanes[lane].is_usable() && !self.reports.writes_are_paused()
+    }
+
     /// Whether Redis acknowledged it.
     async fn write(&self, lane: usize, key: &CacheKey, taken: &Taken) -> bool {
-        if !self.lanes[lane].is_usable() || self.reports.writes_are_paused() {
+        if !self.may_write(lane) {
             return false;
         }
         let outcome = match &taken.waiting {
@@ -199,8 +259,7 @@ impl RedisTier {
                 let expires = expiration(slot.useless_after());
                 let detached =
                     if is_detached { Some(self.store_body(base, &body.bytes, expires).await?) } else { None };
-                let epoch = self.ledger.epoch_of(&held.response.provenance);
-                codec::encode_response(held, epoch, &body, detached.as_ref(), &self.config.seal)
+                self.encoded(held, &body, detached.as_ref())
             }
         };
         let key = self.record_key(base, key);
@@ -208,14 +267,34 @@ impl RedisTier {
         client.set(key, Bytes::from(record), Some(expiration(slot.useless_after())), None, false).await
     }
 
-    /// A response's body as it is to be stored. Where it could not be compressed in time, as it is.
+    fn encoded(&self, held: &Held, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
+        let epoch = self.ledger.epoch_of(&held.response.provenance);
+        codec::encode_response(held, epoch, body, detached, &self.config.seal)
+    }
+
+    /// What a batch stores of a change; none of a deletion.
+    fn small_record(&self, key: &CacheKey, taken: &Taken) -> Option<batch::Record> {
+        let Waiting::Store(slot) = &taken.waiting else { return None };
+        let value = match slot {
+            Slot::Marker(marker) => codec::encode_marker(marker, &self.config.seal),
+            Slot::Response(held) => self.encoded(held, &self.body_stored_here(&held.response), None),
+        };
+        let ends = ends(slot.useless_after());
+        Some(batch::Record { key: self.record_key(&taken.base, key), value: Bytes::from(value), ends })
+    }
+
+    /// A response's body as it is to be stored, made so at once.
+    fn body_stored_here(&self, response: &StoredResponse) -> StoredBody {
+        let body = response.body.clone();
+        let shrinks = self.config.compress && compression::may_shrink(response);
+        if shrinks { StoredBody::compressed(body) } else { StoredBody::identity(body) }
+    }
+
+    /// The same for a body of any length. Where it could not be compressed in time, as it is.
     async fn stored_body(&self, response: &StoredResponse) -> StoredBody {
         let body = response.body.clone();
-        if !self.config.compress || !compression::may_shrink(response) {
-            return StoredBody::identity(body);
-        }
-        if body.len() <= COMPRESSED_HERE_MAX {
-            return StoredBody::compressed(body);
+        if body.len() <= COMPRESSED_HERE_MAX || !self.config.compress || !compression::may_shrink(response) {
+            return self.body_stored_here(response);
         }
         let within = bulk_timeout(body.len() as u64);
         let compressing = tokio::task::spawn_blocking(move || StoredBody::compressed(body));
@@ -256,5 +335,10 @@ pub(super) fn not_connected() -> Error {
 
 /// Absolute, so that a write that Redis applies late does not live longer for it.
 fn expiration(useless_after: Timestamp) -> Expiration {
-    Expiration::PXAT(i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1))
+    Expiration::PXAT(ends(useless_after))
+}
+
+/// In milliseconds since the Unix epoch.
+fn ends(useless_after: Timestamp) -> i64 {
+    i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1)
 }

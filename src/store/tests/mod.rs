@@ -1,5 +1,6 @@
 //! The store as the proxy uses it.
 
+mod batch;
 mod compression;
 mod local;
 mod lock;
