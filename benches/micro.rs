@@ -15,8 +15,8 @@ use aside::route::{Caching, ConfiguredTags, Params, RouteTable};
 use aside::store::codec::compression::StoredBody;
 use aside::store::codec::{Seal, decode, encode_response};
 use aside::store::ledger::{Ledger, PurgeKind};
-use aside::store::slot::Held;
-use aside::stored::{Freshness, Provenance, StaleUse, StoredResponse};
+use aside::store::slot::placed;
+use aside::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
 use aside::target::{Authority, Scheme, Target};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput};
@@ -99,8 +99,8 @@ fn ledger(criterion: &mut Criterion) {
 fn codec(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("codec");
     for kib in [1, 16] {
-        let held = Held::new(&address(), Arc::new(stored(kib << 10)));
-        let (body, epoch) = (StoredBody::identity(held.response.body.clone()), held.response.provenance.epoch);
+        let held = placed(&address(), stored(kib << 10));
+        let (body, epoch) = (StoredBody::identity(held.body.clone()), held.provenance.epoch);
         let encode = || encode_response(black_box(&held), epoch, &body, None, &Seal::plain());
         let record = Bytes::from(encode());
         group.throughput(Throughput::Bytes(kib as u64 * 1024));
@@ -175,6 +175,7 @@ fn stored(length: usize) -> StoredResponse {
     let stale_use = StaleUse::Within { while_revalidate: Duration::ZERO, if_error: Duration::ZERO, max_stale: true };
     let (lifetime, keep) = (Duration::from_secs(3600), Duration::from_secs(60));
     StoredResponse {
+        place: Place::default(),
         status: StatusCode::OK,
         fields: fields.into_iter().collect(),
         request_time: came,

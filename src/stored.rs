@@ -1,9 +1,11 @@
 //! A stored response: what was received, how long it may be used, and its body.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::fields::range::ContentRange;
@@ -13,6 +15,8 @@ use crate::fields::vary::SelectingFields;
 const AHEAD_MAX: Duration = Duration::from_secs(5);
 /// The age of a response of which it is not known: above every lifetime, so that it is validated before any use.
 const AGE_UNKNOWN: Duration = Duration::MAX;
+/// The key material that is held in place.
+const MATERIAL_INLINE: usize = 64;
 
 /// A number of the purge ledger: microseconds since the Unix epoch, strictly rising.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,29 +70,64 @@ pub struct Provenance {
     pub tags: Box<[Box<str>]>,
 }
 
-/// A response as the stores hold it.
+/// What the memory tier knows of a response that it holds. In the response's own allocation: a lookup reads both, and among
+/// 100,000 responses each further allocation is a cache miss and a TLB miss, together some 0.4 µs. Empty in a response that
+/// is not held, and in a clone.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// When it may be forgotten: [`StoredResponse::useless_after`], worked out once.
+    pub useless_after: Timestamp,
+    /// The ledger's number at which this copy was last found valid.
+    pub checked: AtomicU64,
+    /// The bytes it takes, all in.
+    pub weight: u64,
+    /// The key material it was stored under; of a typical length in place.
+    pub material: SmallVec<[u8; MATERIAL_INLINE]>,
+}
+
+/// A response as the stores hold it. Laid out as it is written here: what a lookup reads comes first, beside the count of the
+/// `Arc`, then what decides, then what is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct StoredResponse {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its fields without those of the connection. `Age` is as received, for who reads along while it is stored;
-    /// answers from the store replace it by [`StoredResponse::age`].
-    pub fields: HeaderMap,
+    /// What the memory tier knows of it, where that holds it.
+    pub place: Place,
     /// When the request that caused it was sent.
     pub request_time: Timestamp,
     /// When its head was received.
     pub response_time: Timestamp,
+    /// Where it stands against the purge ledger.
+    pub provenance: Provenance,
     /// How long it may be used.
     pub freshness: Freshness,
     /// The request fields that selected it.
     pub selecting: SelectingFields,
     /// The part of the representation that `body` is; none when it is the whole.
     pub part: Option<ContentRange>,
-    /// Where it stands against the purge ledger.
-    pub provenance: Provenance,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its fields without those of the connection. `Age` is as received, for who reads along while it is stored;
+    /// answers from the store replace it by [`StoredResponse::age`].
+    pub fields: HeaderMap,
     /// Its content. In a store it is owned: no slice of a buffer that holds more than this response.
     pub body: Bytes,
 }
+
+impl Clone for Place {
+    /// It is the original that is held.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Place {
+    /// Two responses are equal whether they are held or not.
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Place {}
 
 impl StoredResponse {
     /// The current age (RFC 9111 §4.2.3). What was received later than now was received before a clock was set back:
@@ -136,6 +175,7 @@ mod tests {
 
     fn stored(lifetime: u64, initial_age: u64, stale_use: StaleUse) -> StoredResponse {
         StoredResponse {
+            place: Place::default(),
             status: StatusCode::OK,
             fields: HeaderMap::new(),
             request_time: RECEIVED,

@@ -11,7 +11,7 @@ use crate::fields::cache_control::{CacheControl, Qualified};
 use crate::fields::validators::Validators;
 use crate::fields::vary::SelectingFields;
 use crate::fields::{date, hop_by_hop};
-use crate::stored::{Freshness, Provenance, StaleUse, StoredResponse};
+use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
 
 /// A response as it would be stored, without body and provenance.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap,
         fields.insert(DATE, date::format(exchange.response_time));
     }
     let response = StoredResponse {
+        place: Place::default(),
         status,
         fields,
         request_time: exchange.request_time,

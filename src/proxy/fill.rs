@@ -318,7 +318,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::fields::vary::SelectingFields;
-    use crate::stored::{Freshness, Provenance, StaleUse};
+    use crate::stored::{Freshness, Place, Provenance, StaleUse};
 
     fn response(body: &'static [u8]) -> Arc<StoredResponse> {
         let freshness = Freshness {
@@ -328,6 +328,7 @@ mod tests {
             keep: Duration::ZERO,
         };
         Arc::new(StoredResponse {
+            place: Place::default(),
             status: StatusCode::OK,
             fields: HeaderMap::new(),
             request_time: Timestamp::default(),

@@ -16,11 +16,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::slot::{Held, Marker};
+use super::slot::Marker;
 use crate::fields::range::ContentRange;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
-use crate::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredResponse};
+use crate::stored::{Epoch, Freshness, Place, Provenance, PurgeNumber, StaleUse, StoredResponse};
 use compression::{Coding, StoredBody};
 use read::Reader;
 pub use seal::Seal;
@@ -129,19 +129,19 @@ impl Detached {
     }
 }
 
-/// The record of a stored response with its body as given, under the epoch that other processes know it by. With
+/// The record of a response in its place with its body as given, under the epoch that other processes know it by. With
 /// `detached`, the body is left out.
 pub fn encode_response(
-    held: &Held,
+    response: &StoredResponse,
     epoch: Epoch,
     body: &StoredBody,
     detached: Option<&Detached>,
     seal: &Seal,
 ) -> Vec<u8> {
-    let response = &held.response;
     let kind = if detached.is_some() { Kind::ResponseDetached } else { Kind::Response };
     let body_length = if detached.is_some() { 0 } else { body.bytes.len() };
-    let mut out = Writer::new(kind as u8, 512 + held.material.len() + response.fields.len() * 64 + body_length);
+    let mut out =
+        Writer::new(kind as u8, 512 + response.place.material.len() + response.fields.len() * 64 + body_length);
     out.u16(response.status.as_u16());
     out.timestamp(response.request_time);
     out.timestamp(response.response_time);
@@ -152,7 +152,7 @@ pub fn encode_response(
     out.count(response.provenance.tags.len());
     response.provenance.tags.iter().for_each(|tag| out.bytes(tag.as_bytes()));
     write_selecting(&mut out, &response.selecting);
-    out.bytes(&held.material);
+    out.bytes(&response.place.material);
     write_fields(&mut out, &response.fields);
     write_coding(&mut out, body.coding);
     match detached {
@@ -372,9 +372,18 @@ fn read_response(input: &mut Reader<'_>) -> Result<(StoredResponse, Bytes), Unre
     let selecting = read_selecting(input)?;
     let material = input.shared_bytes()?;
     let fields = read_fields(input)?;
-    let body = Bytes::new();
-    let response =
-        StoredResponse { status, fields, request_time, response_time, freshness, selecting, part, provenance, body };
+    let response = StoredResponse {
+        place: Place::default(),
+        status,
+        fields,
+        request_time,
+        response_time,
+        freshness,
+        selecting,
+        part,
+        provenance,
+        body: Bytes::new(),
+    };
     Ok((response, material))
 }
 
@@ -394,6 +403,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::key::Address;
+    use crate::store::slot::placed;
 
     fn response() -> StoredResponse {
         let mut fields = HeaderMap::new();
@@ -402,6 +412,7 @@ mod tests {
         fields.append("set-cookie", HeaderValue::from_static("a=1"));
         fields.append("set-cookie", HeaderValue::from_static(""));
         StoredResponse {
+            place: Place::default(),
             status: StatusCode::from_u16(299).unwrap(),
             fields,
             request_time: Timestamp::from_millis(1_000),
@@ -428,14 +439,14 @@ mod tests {
         }
     }
 
-    fn held(response: StoredResponse) -> Held {
+    fn held(response: StoredResponse) -> StoredResponse {
         let material = b"material\0"[..].into();
-        Held::new(&Address { key: CacheKey::from_bytes([3; 32]), material }, Arc::new(response))
+        placed(&Address { key: CacheKey::from_bytes([3; 32]), material }, response)
     }
 
     /// The record of a response with its body as it is.
-    fn encode(held: &Held, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
-        encode_response(held, epoch, &StoredBody::identity(held.response.body.clone()), detached, &Seal::plain())
+    fn encode(held: &StoredResponse, epoch: Epoch, detached: Option<&Detached>) -> Vec<u8> {
+        encode_response(held, epoch, &StoredBody::identity(held.body.clone()), detached, &Seal::plain())
     }
 
     fn decode(record: &Bytes) -> Result<Record, Unreadable> {
@@ -444,11 +455,11 @@ mod tests {
 
     fn check_round_trip(response: StoredResponse) {
         let held = held(response);
-        let record = Bytes::from(encode(&held, held.response.provenance.epoch, None));
+        let record = Bytes::from(encode(&held, held.provenance.epoch, None));
         let Record::Response { response, material, detached, coding } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
-        assert_eq!((&*response, &*material), (&*held.response, &*held.material));
+        assert_eq!((&*response, &*material), (&held, &*held.place.material));
         assert_eq!((detached, coding), (None, Coding::Identity));
     }
 
@@ -477,13 +488,13 @@ mod tests {
     #[test]
     fn a_detached_body_is_described_and_left_out() {
         let held = held(response());
-        let detached = Detached::of(&held.response.body);
+        let detached = Detached::of(&held.body);
         let record = encode(&held, Epoch(9), Some(&detached)).into();
         let Record::Response { response, detached: read, .. } = decode(&record).unwrap() else {
             panic!("expected a response")
         };
         assert_eq!((read, response.body.len(), response.provenance.epoch), (Some(detached), 0, Epoch(9)));
-        assert!(detached.describes(&held.response.body));
+        assert!(detached.describes(&held.body));
         assert!(!detached.describes(b"\x00body\xfe"));
     }
 
@@ -627,7 +638,7 @@ mod tests {
             (held(response()), Marker { material: Bytes::new(), names: [].into(), variants: [].into() });
         let seals = || [Seal::plain(), Seal::keyed("sixteen or more!"), Seal::keyed("sixteen or more?")];
         for (put_on, by) in seals().iter().enumerate() {
-            let body = StoredBody::identity(held.response.body.clone());
+            let body = StoredBody::identity(held.body.clone());
             let records = [encode_response(&held, Epoch(7), &body, None, by), encode_marker(&marker, by)];
             for record in records.map(Bytes::from) {
                 for (asked, seal) in seals().iter().enumerate() {

@@ -8,7 +8,7 @@ use http::HeaderName;
 
 use super::ledger::Verdict;
 use super::redis::{Read, RedisTier, Waiting};
-use super::slot::{Held, Marker, Slot, compacted};
+use super::slot::{Marker, Slot, compacted, placed};
 use super::{Found, Lookup, Missing, Query, Store, Tier, WorkerId};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
@@ -222,12 +222,12 @@ impl Store {
 
     /// Holds a response against the ledger; what it shows dead is forgotten.
     fn judge(&self, slot: Slot, key: &CacheKey, query: &Query<'_>) -> Result<Found, Missing> {
-        let Slot::Response(held) = &slot else { return Err(Missing::Key) };
-        match self.verdict(&held.response, &held.checked, query) {
-            Verdict::Valid => Ok(found(&held.response, Tier::Memory, false)),
-            Verdict::MustValidate => Ok(found(&held.response, Tier::Memory, true)),
+        let Slot::Response(response) = slot else { return Err(Missing::Key) };
+        match self.verdict(&response, &response.place.checked, query) {
+            Verdict::Valid => Ok(found(response, Tier::Memory, false)),
+            Verdict::MustValidate => Ok(found(response, Tier::Memory, true)),
             Verdict::Dead => {
-                self.memory.remove_same(key, &slot);
+                self.memory.remove_same(key, &Slot::Response(response));
                 Err(Missing::Purged)
             }
         }
@@ -259,13 +259,13 @@ impl Store {
             Verdict::Dead => return Err(Missing::Purged),
         };
         if !self.memory.admits_body(response.body.len()) {
-            return Ok(found(&response, Tier::Redis, must_validate));
+            return Ok(found(response, Tier::Redis, must_validate));
         }
-        let mut held = Held::new(address, Arc::new(compacted(&response, response.body.clone(), is_body_shared)));
-        held.checked = checked;
-        let found = found(&held.response, Tier::Redis, must_validate);
-        self.put_over(address, before, Slot::Response(Arc::new(held)));
-        Ok(found)
+        let mut copy = placed(address, compacted(&response, response.body.clone(), is_body_shared));
+        copy.place.checked = checked;
+        let copy = Arc::new(copy);
+        self.put_over(address, before, Slot::Response(Arc::clone(&copy)));
+        Ok(found(copy, Tier::Redis, must_validate))
     }
 
     /// Takes a marker that Redis held, with the variants that were known here.
@@ -302,6 +302,6 @@ pub(super) fn selecting(query: &Query<'_>, marker: &Marker) -> Arc<[HeaderName]>
     }
 }
 
-fn found(response: &Arc<StoredResponse>, tier: Tier, must_validate: bool) -> Found {
-    Found { response: Arc::clone(response), tier, must_validate, uncacheable: false }
+const fn found(response: Arc<StoredResponse>, tier: Tier, must_validate: bool) -> Found {
+    Found { response, tier, must_validate, uncacheable: false }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderName;
 
 use super::redis::Waiting;
-use super::slot::{Held, Marker, Slot};
+use super::slot::{Marker, Slot, placed};
 use super::{MARKER_LOCKS, Put, PutLimits, Query, Store, WorkerId};
 use crate::clock::Timestamp;
 use crate::fields::vary::SelectingFields;
@@ -15,31 +15,30 @@ use crate::key::{Address, CacheKey};
 use crate::stored::StoredResponse;
 
 impl Store {
-    /// Stores a response under its variant's address, then the marker that leads to it.
+    /// Stores a response under its variant's address, then the marker that leads to it; with the response as it is stored.
     pub(super) fn put_variant(
         &self,
         worker: WorkerId,
         query: &Query<'_>,
         names: &[HeaderName],
-        response: &Arc<StoredResponse>,
+        response: StoredResponse,
         limits: PutLimits,
-    ) -> Put {
+    ) -> (Put, Arc<StoredResponse>) {
         let base = query.address;
         let _change = self.marker_lock(&base.key);
         let known = self.known_marker(query);
         let names = known.names_with(names, query.vary_ignore);
         let variant = base.variant(query.request, &names);
         let Some(variants) = self.variants_with(&known, &names, variant.key, query.now, limits) else {
-            return Put::TooManyVariants;
+            return (Put::TooManyVariants, Arc::new(response));
         };
-        let slot = Slot::Response(Arc::new(Held::new(&variant, Arc::clone(response))));
-        let useless_after = slot.useless_after();
-        if self.keep(worker, base, variant.key, slot) == Put::NoRoom {
-            return Put::NoRoom;
+        let response = Arc::new(placed(&variant, response));
+        if self.keep(worker, base, variant.key, Slot::Response(Arc::clone(&response))) == Put::NoRoom {
+            return (Put::NoRoom, response);
         }
         let mut marker = Marker { material: Bytes::copy_from_slice(&base.material), names, variants };
-        marker.variants.insert(variant.key, useless_after);
-        self.keep(worker, base, base.key, Slot::Marker(Arc::new(marker)))
+        marker.variants.insert(variant.key, response.place.useless_after);
+        (self.keep(worker, base, base.key, Slot::Marker(Arc::new(marker))), response)
     }
 
     /// Whether a response that these fields select would be one variant too many.

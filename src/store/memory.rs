@@ -91,7 +91,7 @@ impl Memory {
     /// Whether the tier takes it.
     pub fn admits(&self, slot: &Slot) -> bool {
         let allowed = match slot {
-            Slot::Response(held) => self.admits_body(held.response.body.len()),
+            Slot::Response(response) => self.admits_body(response.body.len()),
             Slot::Marker(_) => true,
         };
         allowed && slot.weight() <= self.weight_max
@@ -273,8 +273,8 @@ mod tests {
     use super::*;
     use crate::fields::vary::SelectingFields;
     use crate::key::Address;
-    use crate::store::slot::{Held, Marker};
-    use crate::stored::{Freshness, Provenance, StaleUse, StoredResponse};
+    use crate::store::slot::{Marker, placed};
+    use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
 
     fn key(n: u64) -> CacheKey {
         CacheKey::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes())
@@ -282,6 +282,7 @@ mod tests {
 
     fn slot(n: u64, body: usize) -> Slot {
         let response = StoredResponse {
+            place: Place::default(),
             status: StatusCode::OK,
             fields: HeaderMap::new(),
             request_time: Timestamp::default(),
@@ -298,7 +299,7 @@ mod tests {
             body: Bytes::from(vec![0; body]),
         };
         let address = Address { key: key(n), material: SmallVec::from_slice(b"material") };
-        Slot::Response(Arc::new(Held::new(&address, Arc::new(response))))
+        Slot::Response(Arc::new(placed(&address, response)))
     }
 
     #[test]

@@ -33,7 +33,7 @@ use memory::{Memory, Uncacheable};
 use reads::Reads;
 use redis::RedisTier;
 pub use redis::{Guard, Lock, Waiter, Wake};
-use slot::{Held, Slot};
+use slot::Slot;
 
 /// The number of a worker thread, from 0; it selects the worker's own Redis client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,18 +281,18 @@ impl Store {
         limits: PutLimits,
     ) -> (Put, Arc<StoredResponse>) {
         self.uncacheable.remove(&query.address.key);
-        let response = Arc::new(slot::compacted(head, body, false));
-        let put = match &response.selecting {
+        let response = slot::compacted(head, body, false);
+        match &head.selecting {
             SelectingFields::Names(names) if !names.is_empty() => {
-                self.put_variant(worker, query, names, &response, limits)
+                self.put_variant(worker, query, names, response, limits)
             }
             // `Vary: *` is never reused as it is; validated, it may be (RFC 9111 §4.1).
             SelectingFields::Names(_) | SelectingFields::Any => {
-                let slot = Slot::Response(Arc::new(Held::new(query.address, Arc::clone(&response))));
-                self.keep(worker, query.address, query.address.key, slot)
+                let response = Arc::new(slot::placed(query.address, response));
+                let slot = Slot::Response(Arc::clone(&response));
+                (self.keep(worker, query.address, query.address.key, slot), response)
             }
-        };
-        (put, response)
+        }
     }
 
     /// Remembers the key as uncacheable for `span` (hit-for-miss); in this process. A fresh response that is stored

@@ -10,12 +10,12 @@ use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
-use crate::stored::StoredResponse;
+use crate::stored::{Place, StoredResponse};
 
 /// The bound on a marker's selecting fields. Above it the newest response's own fields replace the union.
 const NAMES_MAX: usize = 16;
-/// What a held value costs beside its content: the map's slot and key, the policy's lists, and the two `Arc`s.
-const SLOT_BYTES: u64 = 160;
+/// What a held value costs beside its content: the map's slot and key, the policy's lists, and the `Arc`.
+const SLOT_BYTES: u64 = 128;
 /// What the allocator adds to an allocation.
 const ALLOCATION_BYTES: u64 = 16;
 /// One field in a `HeaderMap`: name, value, hash and links.
@@ -24,30 +24,16 @@ const FIELD_BYTES: u64 = 104;
 const INDEX_BYTES: usize = 6;
 /// What a shared buffer costs beside its bytes: its count of references.
 const SHARED_BYTES: u64 = 32;
-/// The key material that is held in place.
-const MATERIAL_INLINE: usize = 64;
 /// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
 const COPIED_MAX: usize = 4 << 10;
 
 /// What is held under a key. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Slot {
-    /// A stored response.
-    Response(Arc<Held>),
+    /// A stored response in its place (see [`placed`]).
+    Response(Arc<StoredResponse>),
     /// The key's responses vary: they are held under their variants' keys.
     Marker(Arc<Marker>),
-}
-
-/// A stored response with what a lookup compares.
-#[derive(Debug)]
-pub struct Held {
-    /// The response.
-    pub response: Arc<StoredResponse>,
-    /// The key material it was stored under; of a typical length in place, which saves a lookup a read from far away.
-    pub material: SmallVec<[u8; MATERIAL_INLINE]>,
-    /// The ledger's number at which this copy was last found valid.
-    pub checked: AtomicU64,
-    weight: u64,
 }
 
 /// Which request fields select among a key's responses, and which variants are stored.
@@ -65,7 +51,7 @@ impl Slot {
     /// The bytes it takes, all in.
     pub fn weight(&self) -> u64 {
         match self {
-            Self::Response(held) => held.weight,
+            Self::Response(response) => response.place.weight,
             Self::Marker(marker) => marker.weight(),
         }
     }
@@ -73,7 +59,7 @@ impl Slot {
     /// The key material it was stored under.
     pub fn material(&self) -> &[u8] {
         match self {
-            Self::Response(held) => &held.material,
+            Self::Response(response) => &response.place.material,
             Self::Marker(marker) => &marker.material,
         }
     }
@@ -81,7 +67,7 @@ impl Slot {
     /// When it may be forgotten.
     pub fn useless_after(&self) -> Timestamp {
         match self {
-            Self::Response(held) => held.response.useless_after(),
+            Self::Response(response) => response.place.useless_after,
             Self::Marker(marker) => marker.useless_after(),
         }
     }
@@ -93,16 +79,6 @@ impl Slot {
             (Self::Marker(one), Self::Marker(other)) => Arc::ptr_eq(one, other),
             (Self::Response(_), Self::Marker(_)) | (Self::Marker(_), Self::Response(_)) => false,
         }
-    }
-}
-
-impl Held {
-    /// A response under an address. The response must own its bytes (see [`compacted`]).
-    pub fn new(address: &Address, response: Arc<StoredResponse>) -> Self {
-        let material = SmallVec::from_slice(&address.material);
-        let spilled = if material.spilled() { allocated(material.len()) } else { 0 };
-        let weight = SLOT_BYTES + size_of::<Self>() as u64 + spilled + response_bytes(&response);
-        Self { response, material, checked: AtomicU64::new(0), weight }
     }
 }
 
@@ -137,6 +113,15 @@ impl Marker {
     }
 }
 
+/// A response to be held under an address. The response must own its bytes (see [`compacted`]).
+pub fn placed(address: &Address, response: StoredResponse) -> StoredResponse {
+    let material = SmallVec::from_slice(&address.material);
+    let spilled = if material.spilled() { allocated(material.len()) } else { 0 };
+    let weight = SLOT_BYTES + spilled + response_bytes(&response);
+    let place = Place { useless_after: response.useless_after(), checked: AtomicU64::new(0), weight, material };
+    StoredResponse { place, ..response }
+}
+
 /// Room in a map's index for `Age` and `Cache-Status`, and one more, for the map grows as soon as it is full: growing in
 /// each answer's copy cost a sixteenth of a hit, the room is some 30 bytes.
 const SPARE: usize = 3;
@@ -160,6 +145,7 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
         fields.append(owned_name(name), own);
     }
     StoredResponse {
+        place: Place::default(),
         status: response.status,
         // The clone has no room to spare, which in a map that grew is up to half of it: 200 bytes of 4 fields, 500 of 7.
         fields: fields.clone(),

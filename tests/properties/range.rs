@@ -7,7 +7,7 @@ use aside::fields::range::{ContentRange, RANGES_MAX, requested};
 use aside::fields::vary::SelectingFields;
 use aside::policy::ranges::{Coverage, coverage};
 use aside::proxy::reply::{ReplyBody, from_stored};
-use aside::stored::{Freshness, Provenance, StaleUse, StoredResponse};
+use aside::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, Request, StatusCode};
@@ -98,6 +98,7 @@ fn stored(body: Bytes, part: Option<ContentRange>) -> StoredResponse {
         keep: Duration::ZERO,
     };
     StoredResponse {
+        place: Place::default(),
         status: if part.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK },
         fields: part.map(|part| (CONTENT_RANGE, part.to_value())).into_iter().collect(),
         request_time: Timestamp::default(),

@@ -9,8 +9,8 @@ use aside::fields::vary::SelectingFields;
 use aside::key::{Address, CacheKey};
 use aside::store::codec::compression::{Coding, StoredBody};
 use aside::store::codec::{Detached, Record, Seal, decode, encode_marker, encode_response};
-use aside::store::slot::{Held, Marker};
-use aside::stored::{Epoch, Freshness, Provenance, PurgeNumber, StaleUse, StoredResponse};
+use aside::store::slot::{Marker, placed};
+use aside::stored::{Epoch, Freshness, Place, Provenance, PurgeNumber, StaleUse, StoredResponse};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -53,8 +53,8 @@ fn written(record: &Record) -> Bytes {
     .into()
 }
 
-fn held(response: StoredResponse, material: Bytes) -> Held {
-    Held::new(&Address { key: CacheKey::of(&material), material: material.as_ref().into() }, Arc::new(response))
+fn held(response: StoredResponse, material: Bytes) -> StoredResponse {
+    placed(&Address { key: CacheKey::of(&material), material: material.as_ref().into() }, response)
 }
 
 /// The bytes as a record's payload.
@@ -168,6 +168,7 @@ impl Source<'_> {
         let part = ContentRange { first, last, complete: (self.one_in(2)).then_some(last + 1) };
         let repeated = usize::from(self.u8()) * 8;
         StoredResponse {
+            place: Place::default(),
             status: StatusCode::from_u16(100 + u16::from(self.u8())).expect("a status"),
             fields,
             request_time: Timestamp::from_millis(self.u64()),

@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 use crate::key::CacheKey;
 use crate::store::codec::compression::{self, StoredBody};
 use crate::store::codec::{self, Detached};
-use crate::store::slot::{Held, Slot};
+use crate::store::slot::Slot;
 use crate::stored::StoredResponse;
 
 /// The bound on a lane's waiting writes.
@@ -106,7 +106,7 @@ impl RedisTier {
     /// Whether the tier takes it.
     pub(in crate::store) fn admits(&self, slot: &Slot) -> bool {
         match slot {
-            Slot::Response(held) => held.response.body.len() as u64 <= self.config.max_object,
+            Slot::Response(response) => response.body.len() as u64 <= self.config.max_object,
             Slot::Marker(_) => true,
         }
     }
@@ -253,13 +253,13 @@ impl RedisTier {
     async fn store(&self, lane: usize, base: &CacheKey, key: &CacheKey, slot: &Slot) -> Result<(), Error> {
         let record = match slot {
             Slot::Marker(marker) => codec::encode_marker(marker, &self.config.seal),
-            Slot::Response(held) => {
-                let body = self.stored_body(&held.response).await;
+            Slot::Response(response) => {
+                let body = self.stored_body(response).await;
                 let is_detached = body.bytes.len() > INLINE_MAX;
                 let expires = expiration(slot.useless_after());
                 let detached =
                     if is_detached { Some(self.store_body(base, &body.bytes, expires).await?) } else { None };
-                self.encoded(held, &body, detached.as_ref())
+                self.encoded(response, &body, detached.as_ref())
             }
         };
         let key = self.record_key(base, key);
@@ -267,9 +267,9 @@ impl RedisTier {
         client.set(key, Bytes::from(record), Some(expiration(slot.useless_after())), None, false).await
     }
 
-    fn encoded(&self, held: &Held, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
-        let epoch = self.ledger.epoch_of(&held.response.provenance);
-        codec::encode_response(held, epoch, body, detached, &self.config.seal)
+    fn encoded(&self, response: &StoredResponse, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
+        let epoch = self.ledger.epoch_of(&response.provenance);
+        codec::encode_response(response, epoch, body, detached, &self.config.seal)
     }
 
     /// What a batch stores of a change; none of a deletion.
@@ -277,7 +277,7 @@ impl RedisTier {
         let Waiting::Store(slot) = &taken.waiting else { return None };
         let value = match slot {
             Slot::Marker(marker) => codec::encode_marker(marker, &self.config.seal),
-            Slot::Response(held) => self.encoded(held, &self.body_stored_here(&held.response), None),
+            Slot::Response(response) => self.encoded(response, &self.body_stored_here(response), None),
         };
         let ends = ends(slot.useless_after());
         Some(batch::Record { key: self.record_key(&taken.base, key), value: Bytes::from(value), ends })

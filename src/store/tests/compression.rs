@@ -116,7 +116,7 @@ async fn a_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted(
     let frame = StoredBody::compressed(body.clone().into()).bytes;
     let declared =
         |bytes: &[u8], length| StoredBody { bytes: Bytes::copy_from_slice(bytes), coding: Coding::Zstd { length } };
-    let slot = slot::Held::new(&ask.address, Arc::new(world.response(&[], &body)));
+    let slot = slot::placed(&ask.address, world.response(&[], &body));
     let epoch = world.store.synced().epoch;
     let hostile = [
         declared(&frame, 1999),
@@ -172,7 +172,7 @@ async fn a_body_declared_longer_than_the_bound_is_a_miss_and_left_to_who_takes_i
     assert!(server.value(&key).len() < 1000, "what is stored is within the bound");
     check(&small, &ask, Err(Missing::Key)).await;
     check(&large, &ask, Ok((&body, Tier::Redis))).await;
-    let slot = slot::Held::new(&ask.address, Arc::new(large.response(&[], &body)));
+    let slot = slot::placed(&ask.address, large.response(&[], &body));
     let stored = StoredBody { coding: Coding::Zstd { length: u64::MAX }, ..StoredBody::compressed(body.into()) };
     for detached in [None, Some(&Detached::of(&stored.bytes))] {
         server.set(&key, &codec::encode_response(&slot, large.store.synced().epoch, &stored, detached, &Seal::plain()));

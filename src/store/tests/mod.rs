@@ -21,7 +21,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::fields::vary::SelectingFields;
 use crate::route::{FieldEdits, ForwardFields, Params, Route};
-use crate::stored::{Freshness, Provenance, StaleUse};
+use crate::stored::{Freshness, Place, Provenance, StaleUse};
 use crate::target::{Authority, Scheme, Target};
 use crate::telemetry::{AccessLog, Format, Level, LogConfig};
 
@@ -107,6 +107,7 @@ impl World {
         let mut fields = HeaderMap::new();
         fields.insert("content-type", HeaderValue::from_static("text/plain"));
         StoredResponse {
+            place: Place::default(),
             status: StatusCode::OK,
             fields,
             request_time: self.now,
