@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use super::buffer::{allocation, buffer};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
 use crate::stored::{Place, StoredResponse};
@@ -132,10 +133,10 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
     let copies_body = content.len() <= COPIED_MAX;
     let body: &[u8] = if copies_body { &content } else { &[] };
     let values: usize = response.fields.values().map(HeaderValue::len).sum();
-    let mut buffer = Vec::with_capacity(values + body.len());
-    response.fields.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
-    buffer.extend_from_slice(body);
-    let mut rest = Bytes::from(buffer);
+    let mut texts = Vec::with_capacity(values + body.len());
+    response.fields.values().for_each(|value| texts.extend_from_slice(value.as_bytes()));
+    texts.extend_from_slice(body);
+    let mut rest = buffer(texts);
     let mut fields = HeaderMap::with_capacity(response.fields.keys_len() + SPARE);
     for (name, value) in &response.fields {
         let own = rest.split_to(value.len());
@@ -176,13 +177,23 @@ fn response_bytes(response: &StoredResponse) -> u64 {
         crate::fields::vary::SelectingFields::Any => 0,
         crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
     };
-    let buffers = allocated(values) + allocated(response.body.len()) + 2 * SHARED_BYTES;
+    let body = response.body.len();
+    let buffers = if body <= COPIED_MAX {
+        buffer_bytes(values + body)
+    } else {
+        buffer_bytes(values) + allocated(body) + SHARED_BYTES
+    };
     size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
 /// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
 fn name_bytes(name: &HeaderName) -> u64 {
     allocated(name.as_str().len())
+}
+
+/// What a buffer that is made of so many bytes takes.
+fn buffer_bytes(length: usize) -> u64 {
+    allocation(length).map_or(allocated(length) + SHARED_BYTES, allocated)
 }
 
 const fn allocated(bytes: usize) -> u64 {
