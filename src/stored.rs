@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
@@ -15,6 +15,8 @@ use crate::fields::vary::SelectingFields;
 const AHEAD_MAX: Duration = Duration::from_secs(5);
 /// The age of a response of which it is not known: above every lifetime, so that it is validated before any use.
 const AGE_UNKNOWN: Duration = Duration::MAX;
+/// Room for `Age`, `Content-Length` and `Cache-Status` in the map of an answer, which would else grow in each.
+const SPARE: usize = 3;
 /// The key material that is held in place.
 const MATERIAL_INLINE: usize = 64;
 
@@ -85,6 +87,64 @@ pub struct Place {
     pub material: SmallVec<[u8; MATERIAL_INLINE]>,
 }
 
+/// The fields of a stored response, in order: what a map takes for each beside (32 bytes, and what it is found by) is for the
+/// answers that are made of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredFields(Box<[(HeaderName, HeaderValue)]>);
+
+impl StoredFields {
+    /// A map of them, with room for those that an answer gets.
+    pub fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.len() + SPARE);
+        map.extend(self.0.iter().cloned());
+        map
+    }
+
+    /// Each name and value.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> + Clone {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
+    /// The values of a name, in order.
+    pub fn get_all(&self, wanted: &HeaderName) -> impl Iterator<Item = &HeaderValue> + Clone {
+        self.0.iter().filter(move |(name, _)| name == wanted).map(|(_, value)| value)
+    }
+
+    /// The first value of a name.
+    pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.get_all(name).next()
+    }
+
+    /// How many lines they are.
+    pub const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(HeaderName, HeaderValue)> for StoredFields {
+    fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
+        Self(fields.into_iter().collect())
+    }
+}
+
+impl From<HeaderMap> for StoredFields {
+    fn from(map: HeaderMap) -> Self {
+        let mut fields: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(map.len());
+        for (name, value) in map {
+            // A further value of the name before comes without it.
+            if let Some(name) = name.or_else(|| fields.last().map(|(before, _)| before.clone())) {
+                fields.push((name, value));
+            }
+        }
+        Self(fields.into_boxed_slice())
+    }
+}
+
 /// A response as the stores hold it. Laid out as it is written here: what a lookup reads comes first, beside the count of the
 /// `Arc`, then what decides, then what is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +168,7 @@ pub struct StoredResponse {
     pub status: StatusCode,
     /// Its fields without those of the connection. `Age` is as received, for who reads along while it is stored;
     /// answers from the store replace it by [`StoredResponse::age`].
-    pub fields: HeaderMap,
+    pub fields: StoredFields,
     /// Its content. In a store it is owned: no slice of a buffer that holds more than this response.
     pub body: Bytes,
 }
@@ -177,7 +237,7 @@ mod tests {
         StoredResponse {
             place: Place::default(),
             status: StatusCode::OK,
-            fields: HeaderMap::new(),
+            fields: StoredFields::default(),
             request_time: RECEIVED,
             response_time: RECEIVED,
             freshness: Freshness {
@@ -199,6 +259,21 @@ mod tests {
             if_error: Duration::from_secs(if_error),
             max_stale: true,
         }
+    }
+
+    #[test]
+    fn fields_come_back_as_a_map_with_all_values_of_a_name_in_order() {
+        let lines = [("etag", "\"a\""), ("vary", "a"), ("x-a", "1"), ("vary", "b"), ("x-a", "2"), ("x-a", "3")];
+        let map: HeaderMap = lines
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        let fields = StoredFields::from(map.clone());
+        assert_eq!((fields.to_map(), fields.len()), (map, 6));
+        let name = HeaderName::from_static("x-a");
+        assert_eq!(fields.get_all(&name).map(HeaderValue::as_bytes).collect::<Vec<_>>(), [b"1", b"2", b"3"]);
+        assert_eq!(fields.get(&http::header::VARY).unwrap(), "a");
+        assert!(fields.get(&http::header::AGE).is_none() && StoredFields::default().to_map().is_empty());
     }
 
     #[test]

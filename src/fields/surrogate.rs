@@ -8,6 +8,9 @@ use sfv::{BareItem, List, ListEntry, Parser};
 /// The bound on a tag's length, in bytes.
 pub const TAG_BYTES_MAX: usize = 128;
 
+/// The fields that [`tags`] looks at.
+pub const TAGGING: [HeaderName; 3] = [SURROGATE_KEY, CACHE_TAG, CACHE_GROUPS];
+
 const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");

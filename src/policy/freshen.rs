@@ -28,7 +28,7 @@ pub enum HeadUpdate {
 /// validators selects it; and a strong tag selects a stored weak one of the same text, for nginx weakens the tags of
 /// what it compresses, but not those of its 304s.
 pub fn is_selected(stored: &StoredResponse, response: &HeaderMap) -> bool {
-    let ours = Validators::of(&stored.fields);
+    let ours = Validators::of(&stored.fields.to_map());
     let theirs = Validators::of(response);
     match (&theirs.etag, &ours.etag) {
         (Some(theirs), Some(ours)) if theirs.is_strong() && ours.is_strong() => theirs.matches_strongly(ours),
@@ -40,7 +40,7 @@ pub fn is_selected(stored: &StoredResponse, response: &HeaderMap) -> bool {
 
 /// The stored response with the fields, times and freshness that the answer gives it.
 pub fn freshened(exchange: &Exchange<'_>, stored: &StoredResponse, rules: &Rules) -> Draft {
-    let fields = updated(&stored.fields, &exchange.response.headers, exchange.response_time);
+    let fields = updated(stored.fields.to_map(), &exchange.response.headers, exchange.response_time);
     let Draft { response, refusal } = draft(exchange, stored.status, fields, rules);
     let response = StoredResponse {
         part: stored.part,
@@ -66,7 +66,7 @@ pub fn updated_by_head(exchange: &Exchange<'_>, stored: &StoredResponse, rules: 
 
 /// Every validator received, and the length, are the stored response's.
 fn is_same(stored: &StoredResponse, head: &HeaderMap) -> bool {
-    let ours = Validators::of(&stored.fields);
+    let ours = Validators::of(&stored.fields.to_map());
     let theirs = Validators::of(head);
     let same_tag = theirs.etag.is_none() || theirs.etag == ours.etag;
     let same_date = theirs.last_modified.is_none() || theirs.last_modified == ours.last_modified;
@@ -78,14 +78,13 @@ fn is_same(stored: &StoredResponse, head: &HeaderMap) -> bool {
 
 /// Fields replaced by those received (RFC 9111 §3.2), besides those that the stored content depends on: a 304 does not
 /// change its length, coding, digest, range or tag.
-fn updated(stored: &HeaderMap, received: &HeaderMap, received_at: Timestamp) -> HeaderMap {
+fn updated(mut fields: HeaderMap, received: &HeaderMap, received_at: Timestamp) -> HeaderMap {
     const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
     let mut received = received.clone();
     hop_by_hop::remove(&mut received);
     for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_MD5, CONTENT_RANGE, ETAG] {
         received.remove(name);
     }
-    let mut fields = stored.clone();
     // The age received before is not that of what is validated now; nor is the date.
     fields.remove(AGE);
     if received.get(DATE).and_then(date::parse).is_none() {
@@ -117,7 +116,7 @@ mod tests {
     #[test]
     fn fields_received_replace_those_stored_but_what_the_content_depends_on() {
         let check = |stored_as: &str, answered: &str, expected: &str| {
-            let mut fields = freshened_by(&format!("200 | {stored_as}"), &format!("304 | {answered}")).fields;
+            let mut fields = freshened_by(&format!("200 | {stored_as}"), &format!("304 | {answered}")).fields.to_map();
             fields.remove(DATE);
             assert_eq!(text(&fields), expected, "{stored_as}: {answered}");
         };
@@ -165,7 +164,7 @@ mod tests {
             let seen = match updated_by_head(&exchange, &stored, &Rules::default()) {
                 HeadUpdate::Updated(updated) => {
                     assert_eq!(updated.body, stored.body);
-                    format!("v{} {}", updated.fields["v"].to_str().unwrap(), updated.fresh_for(NOW).as_secs())
+                    format!("v{} {}", updated.fields.to_map()["v"].to_str().unwrap(), updated.fresh_for(NOW).as_secs())
                 }
                 HeadUpdate::Outdated => "outdated".into(),
                 HeadUpdate::Unrelated => "unrelated".into(),

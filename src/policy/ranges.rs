@@ -1,6 +1,6 @@
 //! Which of the bytes that a request asks for a stored response holds (RFC 9110 §14, RFC 9111 §3.3).
 
-use http::header::RANGE;
+use http::header::{IF_RANGE, RANGE};
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::fields::has_any;
@@ -30,7 +30,7 @@ pub fn coverage(method: &Method, fields: &HeaderMap, stored: &StoredResponse) ->
         return without_range;
     }
     let Some(specs) = requested(fields) else { return without_range };
-    if !if_range_holds(fields, &stored.fields) {
+    if has_any(fields, &[IF_RANGE]) && !if_range_holds(fields, &stored.fields.to_map()) {
         return without_range;
     }
     match stored.part {

@@ -275,7 +275,8 @@ mod tests {
     fn name(settlement: &Settlement) -> String {
         let shown = |response: &StoredResponse| {
             let part = response.part.map_or(String::new(), |part| format!(" {}-{}", part.first, part.last));
-            let version = response.fields.get("v").map_or("-", |value| value.to_str().unwrap());
+            let version =
+                response.fields.get(&http::HeaderName::from_static("v")).map_or("-", |value| value.to_str().unwrap());
             format!("{}{part} v{version}", response.status.as_u16())
         };
         match settlement {
@@ -489,7 +490,7 @@ mod tests {
         let exchange = exchange(&request, &response, Conditional::Plain);
         let Settlement::Store(stored) = settle(&exchange, None, &Rules::default()) else { panic!("not stored") };
         assert_eq!(
-            text(&stored.fields),
+            text(&stored.fields.to_map()),
             "a: 1 | cache-control: max-age=60 | date: Thu, 01 Jan 2026 00:00:00 GMT | vary: Accept"
         );
         assert_eq!(stored.response_time, exchange.response_time);

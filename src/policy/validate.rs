@@ -45,14 +45,15 @@ pub fn upstream_conditions(method: &Method, fields: &mut HeaderMap, stored: Opti
 }
 
 fn validate(fields: &mut HeaderMap, stored: &StoredResponse) -> Conditional {
-    let validators = Validators::of(&stored.fields);
+    let known = stored.fields.to_map();
+    let validators = Validators::of(&known);
     if validators.is_empty() {
         return Conditional::Plain;
     }
-    if let (Some(_), Some(value)) = (&validators.etag, stored.fields.get(ETAG)) {
+    if let (Some(_), Some(value)) = (&validators.etag, known.get(ETAG)) {
         fields.insert(IF_NONE_MATCH, value.clone());
     }
-    if let (Some(_), Some(value)) = (validators.last_modified, stored.fields.get(LAST_MODIFIED)) {
+    if let (Some(_), Some(value)) = (validators.last_modified, known.get(LAST_MODIFIED)) {
         fields.insert(IF_MODIFIED_SINCE, value.clone());
     }
     Conditional::Validating
@@ -61,10 +62,10 @@ fn validate(fields: &mut HeaderMap, stored: &StoredResponse) -> Conditional {
 /// Asks for what is behind the part. Only a strong entity tag lets two parts be combined (RFC 9110 §15.3.7.3), so a
 /// part without one is fetched anew.
 fn complete(fields: &mut HeaderMap, stored: &StoredResponse, part: ContentRange) -> Conditional {
-    let is_strong = EntityTag::of(&stored.fields).is_some_and(|tag| tag.is_strong());
+    let is_strong = EntityTag::of(&stored.fields.to_map()).is_some_and(|tag| tag.is_strong());
     let has_rest = part.complete.is_none_or(|complete| part.last.saturating_add(1) < complete);
     let value = HeaderValue::try_from(format!("bytes={}-", part.last.saturating_add(1)));
-    match (stored.fields.get(ETAG), value) {
+    match (stored.fields.get(&ETAG), value) {
         (Some(tag), Ok(value)) if is_strong && has_rest && part.first == 0 => {
             fields.insert(IF_RANGE, tag.clone());
             fields.insert(RANGE, value);

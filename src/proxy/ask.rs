@@ -112,9 +112,14 @@ impl Ask {
 
     /// What its response is stored with, where the ledger stands at `synced` for it.
     pub fn provenance(&self, head: &StoredResponse, synced: Synced) -> Result<Provenance, NotStored> {
-        let origin = format_args!("{}://{}", self.target.scheme.as_str(), self.target.authority);
-        let tags = surrogate::tags(&head.fields, origin, self.generation.server.limits.tags)
-            .map_err(|_| NotStored::TooManyTags)?;
+        let has_tags = head.fields.iter().any(|(name, _)| surrogate::TAGGING.contains(name));
+        let tags = if has_tags {
+            let origin = format_args!("{}://{}", self.target.scheme.as_str(), self.target.authority);
+            surrogate::tags(&head.fields.to_map(), origin, self.generation.server.limits.tags)
+                .map_err(|_| NotStored::TooManyTags)?
+        } else {
+            Box::default()
+        };
         let Synced { to, epoch, own } = synced;
         Ok(Provenance { synced_to: to, epoch, own, tags })
     }

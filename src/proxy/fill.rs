@@ -313,12 +313,12 @@ impl FillReader {
 mod tests {
     use std::time::Duration;
 
-    use http::{HeaderMap, StatusCode};
+    use http::StatusCode;
 
     use super::*;
     use crate::clock::Timestamp;
     use crate::fields::vary::SelectingFields;
-    use crate::stored::{Freshness, Place, Provenance, StaleUse};
+    use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredFields};
 
     fn response(body: &'static [u8]) -> Arc<StoredResponse> {
         let freshness = Freshness {
@@ -330,7 +330,7 @@ mod tests {
         Arc::new(StoredResponse {
             place: Place::default(),
             status: StatusCode::OK,
-            fields: HeaderMap::new(),
+            fields: StoredFields::default(),
             request_time: Timestamp::default(),
             response_time: Timestamp::default(),
             freshness,

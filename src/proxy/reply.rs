@@ -32,9 +32,10 @@ pub enum ReplyBody {
 /// Answers a request from a stored response that [`crate::policy::reuse::decide`] found to hold what is asked for.
 pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> (Response<()>, ReplyBody) {
     let age = number(stored.age(now).as_secs().min(DELTA_SECONDS_MAX));
+    let mut fields = stored.fields.to_map();
     // RFC 9110 §13.2.2: If-None-Match and If-Modified-Since come before Range.
-    if is_not_modified(request, stored.status, &stored.fields, stored.response_time) {
-        let mut fields = not_modified_fields(&stored.fields);
+    if is_not_modified(request, stored.status, &fields, stored.response_time) {
+        let mut fields = not_modified_fields(fields);
         fields.insert(AGE, age);
         return (head(StatusCode::NOT_MODIFIED, fields), ReplyBody::Empty);
     }
@@ -42,7 +43,6 @@ pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> 
     if let Coverage::Unsatisfiable(complete) = covered {
         return unsatisfiable(stored, complete);
     }
-    let mut fields = stored.fields.clone();
     fields.insert(AGE, age);
     match covered {
         Coverage::Ranges(ranges) if ranges.len() > 1 => multipart(&ranges, fields, stored),
@@ -55,7 +55,7 @@ pub fn from_stored(request: &Parts, stored: &StoredResponse, now: Timestamp) -> 
 /// on, makes it one. `received` is when the 200 came.
 pub fn not_modified(request: &Parts, response: &http::response::Parts, received: Timestamp) -> Option<Response<()>> {
     is_not_modified(request, response.status, &response.headers, received)
-        .then(|| head(StatusCode::NOT_MODIFIED, not_modified_fields(&response.headers)))
+        .then(|| head(StatusCode::NOT_MODIFIED, not_modified_fields(response.headers.clone())))
 }
 
 /// RFC 9111 §4.3.2: conditions are evaluated against stored 200 and 206 responses.
@@ -71,8 +71,7 @@ fn is_not_modified(request: &Parts, status: StatusCode, fields: &HeaderMap, rece
 
 /// RFC 9110 §15.4.5: everything but what describes content that is not sent; `Last-Modified` where it is the only
 /// validator.
-fn not_modified_fields(fields: &HeaderMap) -> HeaderMap {
-    let mut fields = fields.clone();
+fn not_modified_fields(mut fields: HeaderMap) -> HeaderMap {
     for name in [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE] {
         fields.remove(name);
     }
@@ -85,7 +84,7 @@ fn not_modified_fields(fields: &HeaderMap) -> HeaderMap {
 /// RFC 9110 §15.5.17.
 fn unsatisfiable(stored: &StoredResponse, complete: u64) -> (Response<()>, ReplyBody) {
     let mut fields = HeaderMap::new();
-    if let Some(date) = stored.fields.get(DATE) {
+    if let Some(date) = stored.fields.get(&DATE) {
         fields.insert(DATE, date.clone());
     }
     fields.insert(CONTENT_RANGE, unsatisfied(complete));

@@ -204,7 +204,7 @@ pub async fn reported(ask: &Ask, report: Option<Report>, fallback: Option<&Arc<S
 pub fn stream(fill: Arc<Fill>, why: Why) -> Answer {
     let outcome = collapsed_into(why, fill.head.status);
     let content = Content::Fill(FillReader::follower(Arc::clone(&fill)));
-    streamed(&fill, fill.head.fields.clone(), content, CacheStatus { outcome, detail: None })
+    streamed(&fill, fill.head.fields.to_map(), content, CacheStatus { outcome, detail: None })
 }
 
 /// The upstream failed: what is stored, where that may be used now, else the error.

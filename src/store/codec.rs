@@ -20,7 +20,7 @@ use super::slot::Marker;
 use crate::fields::range::ContentRange;
 use crate::fields::vary::SelectingFields;
 use crate::key::CacheKey;
-use crate::stored::{Epoch, Freshness, Place, Provenance, PurgeNumber, StaleUse, StoredResponse};
+use crate::stored::{Epoch, Freshness, Place, Provenance, PurgeNumber, StaleUse, StoredFields, StoredResponse};
 use compression::{Coding, StoredBody};
 use read::Reader;
 pub use seal::Seal;
@@ -310,7 +310,7 @@ fn read_names(input: &mut Reader<'_>) -> Result<Box<[HeaderName]>, Unreadable> {
 }
 
 /// Framing fields are neither written nor read: only the body itself says how long it is.
-fn write_fields(out: &mut Writer, fields: &HeaderMap) {
+fn write_fields(out: &mut Writer, fields: &StoredFields) {
     let kept = || fields.iter().filter(|(name, _)| !is_framing(name));
     out.count(kept().count());
     for (name, value) in kept() {
@@ -319,7 +319,8 @@ fn write_fields(out: &mut Writer, fields: &HeaderMap) {
     }
 }
 
-fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
+fn read_fields(input: &mut Reader<'_>) -> Result<StoredFields, Unreadable> {
+    // A map takes no more of them than an answer may have.
     let mut fields = HeaderMap::new();
     for _ in 0..input.count()? {
         let name = field_name(input.bytes()?)?;
@@ -328,7 +329,7 @@ fn read_fields(input: &mut Reader<'_>) -> Result<HeaderMap, Unreadable> {
             fields.try_append(name, value).map_err(|_| Unreadable::Malformed)?;
         }
     }
-    Ok(fields)
+    Ok(fields.into())
 }
 
 fn write_coding(out: &mut Writer, coding: Coding) {
@@ -405,6 +406,12 @@ mod tests {
     use crate::key::Address;
     use crate::store::slot::placed;
 
+    fn with(response: StoredResponse, further: [(HeaderName, &'static str); 2]) -> StoredResponse {
+        let mut fields = response.fields.to_map();
+        fields.extend(further.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        StoredResponse { fields: fields.into(), ..response }
+    }
+
     fn response() -> StoredResponse {
         let mut fields = HeaderMap::new();
         fields.append("content-type", HeaderValue::from_static("text/plain"));
@@ -414,7 +421,7 @@ mod tests {
         StoredResponse {
             place: Place::default(),
             status: StatusCode::from_u16(299).unwrap(),
-            fields,
+            fields: fields.into(),
             request_time: Timestamp::from_millis(1_000),
             response_time: Timestamp::from_millis(1_050),
             freshness: Freshness {
@@ -538,10 +545,8 @@ mod tests {
 
     #[test]
     fn framing_fields_are_not_kept() {
-        let mut response = response();
-        response.fields.append(CONTENT_LENGTH, HeaderValue::from_static("9999"));
-        response.fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        let held = held(response);
+        let framing = [(CONTENT_LENGTH, "9999"), (TRANSFER_ENCODING, "chunked")];
+        let held = held(with(response(), framing));
         let Record::Response { response, .. } = decode(&encode(&held, Epoch(7), None).into()).unwrap() else {
             panic!("expected a response")
         };
@@ -590,9 +595,8 @@ mod tests {
 
     #[test]
     fn what_is_sealed_by_who_means_harm_is_refused_or_harmless() {
-        let mut response = response();
-        response.fields.append("x-fourteen-lon", HeaderValue::from_static("9999"));
-        response.fields.append("x-seventeen-longs", HeaderValue::from_static("chunked"));
+        let fields = [("x-fourteen-lon", "9999"), ("x-seventeen-longs", "chunked")];
+        let response = with(response(), fields.map(|(name, value)| (HeaderName::from_static(name), value)));
         let record = encode(&held(response), Epoch(7), None);
         let refused = |from: &[u8], to: &[u8]| {
             assert_eq!(decode(&forged(&record, from, to)), Err(Unreadable::Malformed), "{from:?} {to:?}");

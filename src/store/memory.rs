@@ -267,14 +267,14 @@ impl Lifecycle<CacheKey, Slot> for Counted {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::{HeaderMap, StatusCode};
+    use http::StatusCode;
     use smallvec::SmallVec;
 
     use super::*;
     use crate::fields::vary::SelectingFields;
     use crate::key::Address;
     use crate::store::slot::{Marker, placed};
-    use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
+    use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredFields, StoredResponse};
 
     fn key(n: u64) -> CacheKey {
         CacheKey::from_bytes(*blake3::hash(&n.to_le_bytes()).as_bytes())
@@ -284,7 +284,7 @@ mod tests {
         let response = StoredResponse {
             place: Place::default(),
             status: StatusCode::OK,
-            fields: HeaderMap::new(),
+            fields: StoredFields::default(),
             request_time: Timestamp::default(),
             response_time: Timestamp::default(),
             freshness: Freshness {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::buffer::{allocation, buffer};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
-use crate::stored::{Place, StoredResponse};
+use crate::stored::{Place, StoredFields, StoredResponse};
 
 /// The bound on a marker's selecting fields. Above it the newest response's own fields replace the union.
 const NAMES_MAX: usize = 16;
@@ -19,10 +19,8 @@ const NAMES_MAX: usize = 16;
 const SLOT_BYTES: u64 = 128;
 /// What the allocator adds to an allocation.
 const ALLOCATION_BYTES: u64 = 16;
-/// One field in a `HeaderMap`: name, value, hash and links.
-const FIELD_BYTES: u64 = 104;
-/// What a `HeaderMap` has for each field that it has room for, to find it by.
-const INDEX_BYTES: usize = 6;
+/// One field: name and value.
+const FIELD_BYTES: usize = size_of::<(HeaderName, HeaderValue)>();
 /// What a shared buffer costs beside its bytes: its count of references.
 const SHARED_BYTES: u64 = 32;
 /// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
@@ -123,33 +121,26 @@ pub fn placed(address: &Address, response: StoredResponse) -> StoredResponse {
     StoredResponse { place, ..response }
 }
 
-/// Room in a map's index for `Age` and `Cache-Status`, and one more, for the map grows as soon as it is full: growing in
-/// each answer's copy cost a sixteenth of a hit, the room is some 30 bytes.
-const SPARE: usize = 3;
-
 /// A copy that pins no buffer: its field values share one of their own, for a slice of a read buffer would pin the whole
 /// buffer, and so does its `content` where it is short. A longer one `is_body_shared`, and is copied too, or owns its storage.
 pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool) -> StoredResponse {
     let copies_body = content.len() <= COPIED_MAX;
     let body: &[u8] = if copies_body { &content } else { &[] };
-    let values: usize = response.fields.values().map(HeaderValue::len).sum();
-    let mut texts = Vec::with_capacity(values + body.len());
-    response.fields.values().for_each(|value| texts.extend_from_slice(value.as_bytes()));
+    let mut texts = Vec::with_capacity(values_bytes(&response.fields) + body.len());
+    response.fields.iter().for_each(|(_, value)| texts.extend_from_slice(value.as_bytes()));
     texts.extend_from_slice(body);
     let mut rest = buffer(texts);
-    let mut fields = HeaderMap::with_capacity(response.fields.keys_len() + SPARE);
-    for (name, value) in &response.fields {
+    let owned = response.fields.iter().map(|(name, value)| {
         let own = rest.split_to(value.len());
         // What was valid is valid again.
         let mut own = HeaderValue::from_maybe_shared(own).unwrap_or_else(|_| value.clone());
         own.set_sensitive(value.is_sensitive());
-        fields.append(owned_name(name), own);
-    }
+        (owned_name(name), own)
+    });
     StoredResponse {
         place: Place::default(),
         status: response.status,
-        // The clone has no room to spare, which in a map that grew is up to half of it: 200 bytes of 4 fields, 500 of 7.
-        fields: fields.clone(),
+        fields: owned.collect(),
         request_time: response.request_time,
         response_time: response.response_time,
         freshness: response.freshness.clone(),
@@ -164,14 +155,18 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
     }
 }
 
+fn values_bytes(fields: &StoredFields) -> usize {
+    fields.iter().map(|(_, value)| value.len()).sum()
+}
+
 fn owned_name(name: &HeaderName) -> HeaderName {
     HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone())
 }
 
 fn response_bytes(response: &StoredResponse) -> u64 {
-    let names: u64 = response.fields.keys().map(name_bytes).sum();
-    let values: usize = response.fields.values().map(HeaderValue::len).sum();
-    let fields = response.fields.len() as u64 * FIELD_BYTES + allocated(response.fields.capacity() * INDEX_BYTES);
+    let names: u64 = response.fields.iter().map(|(name, _)| name_bytes(name)).sum();
+    let values = values_bytes(&response.fields);
+    let fields = allocated(response.fields.len() * FIELD_BYTES);
     let tags: u64 = response.provenance.tags.iter().map(|tag| allocated(tag.len()) + 16).sum();
     let selecting: u64 = match &response.selecting {
         crate::fields::vary::SelectingFields::Any => 0,

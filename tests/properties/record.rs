@@ -170,7 +170,7 @@ impl Source<'_> {
         StoredResponse {
             place: Place::default(),
             status: StatusCode::from_u16(100 + u16::from(self.u8())).expect("a status"),
-            fields,
+            fields: fields.into(),
             request_time: Timestamp::from_millis(self.u64()),
             response_time: Timestamp::from_millis(self.u64()),
             freshness,

@@ -59,13 +59,12 @@ async fn what_would_not_shrink_is_stored_as_it_is() {
     let mut noise = vec![0; 100_000];
     fastrand::Rng::with_seed(6).fill(&mut noise);
     let coded = |name: &'static str, value: &'static str| {
-        let mut response = world.response(&[], &text);
-        response.fields.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-        response
+        let fields = [(HeaderName::from_static(name), HeaderValue::from_static(value))].into_iter().collect();
+        StoredResponse { fields, ..world.response(&[], &text) }
     };
     let mut random = world.response(&[], "");
     random.body = Bytes::from(noise);
-    let short = world.response(&[], &text[..1023]);
+    let short = world.response(&[], &text[..2047]);
     for response in [short, random, coded("content-encoding", "gzip"), coded("content-type", "image/png")] {
         let (ask, body) = (ask("/a", &[]), response.body.clone());
         put_and_flush(&world, &ask, response).await;

@@ -104,8 +104,7 @@ impl World {
     /// A response as a fetch that begins now stores it: fresh for a minute, kept for another.
     fn response(&self, vary: &[&'static str], body: &str) -> StoredResponse {
         let Synced { to, epoch, own } = self.store.synced();
-        let mut fields = HeaderMap::new();
-        fields.insert("content-type", HeaderValue::from_static("text/plain"));
+        let fields = [(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))].into_iter().collect();
         StoredResponse {
             place: Place::default(),
             status: StatusCode::OK,
