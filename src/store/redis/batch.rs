@@ -101,8 +101,12 @@ async fn read(tier: Arc<RedisTier>, lane: usize, asked: Vec<Asked>) {
         Err(error) if matches!(Trouble::of(&error), Trouble::Timeout | Trouble::Connection) => {
             answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone()))));
         }
-        // What is wrong with the script, or with the server, each hears by itself.
-        Err(_) => answers.into_iter().for_each(|answer| drop(answer.send(Ok(Told::Alone)))),
+        // What is wrong with the server, each hears by itself; with the script, none.
+        Err(error) => {
+            tier.failed(lane, &error);
+            tier.reports.pause_batches();
+            answers.into_iter().for_each(|answer| drop(answer.send(Ok(Told::Alone))));
+        }
     }
 }
 

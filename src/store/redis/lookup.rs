@@ -144,7 +144,7 @@ impl RedisTier {
     /// Whether a lookup goes together with others: where any is under way. The one that is alone waits for nobody.
     fn is_batched(&self, lane: usize) -> bool {
         let is_alone = || self.lanes[lane].permits.available_permits() + 1 >= IN_FLIGHT_MAX;
-        !self.is_cluster && lane < self.control() && !is_alone()
+        self.has_batches() && lane < self.control() && !is_alone()
     }
 
     /// A body, on the bulk lane.

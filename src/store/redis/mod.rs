@@ -160,6 +160,11 @@ impl RedisTier {
         self.is_synced() && self.lanes.get(worker.0).is_some_and(Lane::is_usable)
     }
 
+    /// Whether several keys may be asked for, or written, in one command.
+    fn has_batches(&self) -> bool {
+        !self.is_cluster && !self.reports.batches_are_paused()
+    }
+
     /// Whether any lookup may ask Redis.
     pub(super) fn is_synced(&self) -> bool {
         *self.synced.borrow()

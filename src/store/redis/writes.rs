@@ -76,10 +76,10 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
         return;
     }
     tier.lanes[lane].connected().await;
-    let batch_max = if tier.is_cluster { 1 } else { batch::KEYS_MAX };
     while let Some(key) = keys.recv().await {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
         let writer = Arc::clone(&tier);
+        let batch_max = if tier.has_batches() { batch::KEYS_MAX } else { 1 };
         let mut batch = vec![key];
         while batch.len() < batch_max
             && let Ok(key) = keys.try_recv()
@@ -192,6 +192,9 @@ impl RedisTier {
             Ok(stored) => (*stored, true),
             Err(error) => (0, matches!(self.failed(lane, error), Trouble::WrongType | Trouble::Other)),
         };
+        if outcome.is_err() && asks_again {
+            self.reports.pause_batches();
+        }
         if stored > 0 {
             self.succeeded(lane);
         }

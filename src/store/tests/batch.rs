@@ -120,5 +120,27 @@ async fn where_one_may_not_be_touched_the_others_go_alone() {
     server.command(&format!("ACL SETUSER default resetkeys ~t:ledger {}", others.join(" "))).unwrap();
     let mut expected = vec![Ok("a".to_owned()); 8];
     expected[5] = Err(Missing::Unavailable);
+    reset(&server);
     assert_eq!(bodies(&world, &asks).await, expected);
+    assert_eq!(calls(&server, "evalsha"), 0, "for some time none goes with others");
+    assert!(stats(&world).errors > 0, "told");
+}
+
+#[tokio::test]
+async fn a_user_without_the_right_to_scripts_looks_up_one_by_one() {
+    let server = Server::start(&[]);
+    let world = connected(&server, 0).await;
+    let asks = asks(50);
+    put_all(&world, &asks);
+    flush(&world).await;
+    server.command("ACL SETUSER default -evalsha -eval").unwrap();
+    for _ in 0..2 {
+        assert!(bodies(&world, &asks).await.into_iter().all(|body| body == Ok("a".to_owned())));
+    }
+    let stats = stats(&world);
+    assert_eq!(
+        (stats.errors, stats.timeouts, stats.breaker),
+        (2, 0, "closed"),
+        "one for each command of the first time"
+    );
 }
