@@ -99,6 +99,8 @@ async fn read(tier: Arc<RedisTier>, lane: usize, asked: Vec<Asked>) {
             answers.into_iter().zip(told).for_each(|(answer, told)| drop(answer.send(Ok(told))));
         }
         Err(error) if matches!(Trouble::of(&error), Trouble::Timeout | Trouble::Connection) => {
+            // Perhaps for one value that others put there: who asks alone is told no more of it than a record has.
+            tier.reports.pause_batches();
             answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone()))));
         }
         // What is wrong with the server, each hears by itself; with the script, none.

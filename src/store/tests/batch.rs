@@ -99,6 +99,22 @@ async fn a_key_of_another_type_harms_no_other_and_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_value_of_64_mib_is_deleted_and_harms_no_other() {
+    let server = Server::start(&[]);
+    let world = connected(&server, 0).await;
+    let asks = asks(8);
+    put_all(&world, &asks);
+    flush(&world).await;
+    let key = format!("t:r:{{{}}}", blake3::Hash::from_bytes(*asks[5].address.key.as_bytes()).to_hex());
+    server.command(&format!("SETRANGE {key} {} x", (64 << 20) - 1)).unwrap();
+    let mut expected = vec![Ok("a".to_owned()); 8];
+    expected[5] = Err(Missing::Corrupt);
+    assert_eq!(bodies(&world, &asks).await, expected);
+    flush(&world).await;
+    assert_eq!((server.keys().len(), stats(&world).corrupt, stats(&world).timeouts), (7, 1, 0));
+}
+
+#[tokio::test]
 async fn where_one_may_not_be_touched_the_others_go_alone() {
     let server = Server::start(&[]);
     let world = connected(&server, 0).await;
