@@ -17,6 +17,8 @@ const AHEAD_MAX: Duration = Duration::from_secs(5);
 const AGE_UNKNOWN: Duration = Duration::MAX;
 /// Room for `Age`, `Content-Length` and `Cache-Status` in the map of an answer, which would else grow in each.
 const SPARE: usize = 3;
+/// The most room that is made in a map beforehand.
+const ROOM_MAX: usize = 1024;
 /// The key material that is held in place.
 const MATERIAL_INLINE: usize = 64;
 
@@ -95,7 +97,8 @@ pub struct StoredFields(Box<[(HeaderName, HeaderValue)]>);
 impl StoredFields {
     /// A map of them, with room for those that an answer gets.
     pub fn to_map(&self) -> HeaderMap {
-        let mut map = HeaderMap::with_capacity(self.len() + SPARE);
+        // A map is bound by its names, and more lines than it may have names can be of one.
+        let mut map = HeaderMap::with_capacity((self.len() + SPARE).min(ROOM_MAX));
         map.extend(self.0.iter().cloned());
         map
     }
@@ -274,6 +277,9 @@ mod tests {
         assert_eq!(fields.get_all(&name).map(HeaderValue::as_bytes).collect::<Vec<_>>(), [b"1", b"2", b"3"]);
         assert_eq!(fields.get(&http::header::VARY).unwrap(), "a");
         assert!(fields.get(&http::header::AGE).is_none() && StoredFields::default().to_map().is_empty());
+        // More lines than a map may have names.
+        let many = std::iter::repeat_n((HeaderName::from_static("x-a"), HeaderValue::from_static("1")), 40_000);
+        assert_eq!(many.collect::<StoredFields>().to_map().len(), 40_000);
     }
 
     #[test]

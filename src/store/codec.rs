@@ -320,7 +320,7 @@ fn write_fields(out: &mut Writer, fields: &StoredFields) {
 }
 
 fn read_fields(input: &mut Reader<'_>) -> Result<StoredFields, Unreadable> {
-    // A map takes no more of them than an answer may have.
+    // A map of more could not be made: it takes 32,768 lines of different names.
     let mut fields = HeaderMap::new();
     for _ in 0..input.count()? {
         let name = field_name(input.bytes()?)?;

@@ -1,8 +1,8 @@
 //! Several commands as one: what workers ask of Redis in one turn of their loop.
 //!
 //! fred's router needs some 12,000 instructions for a command, whatever it is. In a script that reads, or writes, what came
-//! together, they are shared: with 64 connections that takes a third off the CPU time of a lookup, and as much off a write. In
-//! a cluster keys share no slot, and each is sent alone.
+//! together, they are shared: with 64 connections that takes a quarter off the CPU time of a lookup, and a third off a miss. A
+//! key costs Redis 2 µs in a script, and about as much alone. In a cluster keys share no slot, and each is sent alone.
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -18,8 +18,11 @@ use super::writes::not_connected;
 
 /// The bound on the keys of one command.
 pub(super) const KEYS_MAX: usize = 32;
-/// A longer value is asked for alone, and stored alone: Redis does nothing else while a script runs.
+/// A longer value is asked for alone, and stored alone: Redis does nothing else while a script runs. 32 values of this length
+/// take 1.2 ms.
 pub(super) const VALUE_MAX: usize = 32 << 10;
+/// The bound on the records of one command: to compress them takes the worker about 1 ms.
+pub(super) const BYTES_MAX: usize = 256 << 10;
 
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
 static WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("write.lua")));
@@ -89,6 +92,9 @@ pub(super) async fn read_gathered(tier: Arc<RedisTier>, lane: usize) {
 /// One command for all; who is told nothing asks alone.
 async fn read(tier: Arc<RedisTier>, lane: usize, asked: Vec<Asked>) {
     let (keys, answers): (Vec<_>, Vec<_>) = asked.into_iter().map(|asked| (asked.key, asked.answer)).unzip();
+    if answers.len() == 1 {
+        return answers.into_iter().for_each(|answer| drop(answer.send(Ok(Told::Alone))));
+    }
     let told = match tier.lanes[lane].reading(tier.config.timeout) {
         Some(client) => READ.run_on::<Vec<Value>>(&client, keys, vec![VALUE_MAX.to_string().into()]).await,
         None => Err(not_connected()),
@@ -114,7 +120,6 @@ async fn read(tier: Arc<RedisTier>, lane: usize, asked: Vec<Asked>) {
 
 fn told_of(value: Value) -> Told {
     match value {
-        Value::Null => Told::Value(Bytes::new()),
         Value::String(_) | Value::Bytes(_) => value.into_bytes().map_or(Told::Alone, Told::Value),
         _ => Told::Alone,
     }

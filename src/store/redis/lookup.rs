@@ -110,17 +110,21 @@ impl RedisTier {
         Ok(Some(Read::Response { response, is_body_shared }))
     }
 
-    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`.
+    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`;
+    /// twice that where others were asked for with it, and it turns out to be long, or Redis does not do it for several.
     async fn get(&self, lane: usize, key: String) -> Result<Option<Bytes>, Trouble> {
         // Where one is free, which is nearly always, no clock is read and no timer made.
         let (_permit, left) = match self.lanes[lane].permits.try_acquire() {
             Ok(permit) if self.is_batched(lane) => {
-                let deadline = Instant::now() + self.config.timeout;
-                let told = self.lanes[lane].gathered.ask(key.clone()).await;
-                if let Told::Value(value) = self.note(lane, told)? {
-                    return Ok(Some(value).filter(|value| !value.is_empty()));
+                match self.lanes[lane].gathered.ask(key.clone()).await {
+                    Ok(Told::Alone) => {}
+                    Ok(Told::Value(value)) => {
+                        self.succeeded(lane);
+                        return Ok(Some(value).filter(|value| !value.is_empty()));
+                    }
+                    Err(error) => return Err(self.failed(lane, &error)),
                 }
-                (permit, left_until(deadline))
+                (permit, self.config.timeout)
             }
             Ok(permit) => (permit, self.config.timeout),
             Err(_) => self.permitted(lane).await?,
@@ -138,7 +142,7 @@ impl RedisTier {
         let Ok(Ok(permit)) = tokio::time::timeout_at(deadline, self.lanes[lane].permits.acquire()).await else {
             return Err(Trouble::Timeout);
         };
-        Ok((permit, left_until(deadline)))
+        Ok((permit, deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))))
     }
 
     /// Whether a lookup goes together with others: where any is under way. The one that is alone waits for nobody.
@@ -175,10 +179,6 @@ impl RedisTier {
         self.change(worker, *base, address.key, Waiting::Unlink);
         Missing::Corrupt
     }
-}
-
-fn left_until(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// What a key holds, and no more than one byte beyond `length_max`: a foreign value of any length costs no more than that.

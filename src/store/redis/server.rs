@@ -224,3 +224,18 @@ fn native_tls() -> Result<Arc<rustls::ClientConfig>, Error> {
 fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Url, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_told_by_its_url() {
+        let check = |url, expected| assert_eq!(is_cluster(url), expected, "{url}");
+        check("redis-cluster://one:6379?node=two:6379", true);
+        check("valkeys-cluster://one:6379", true);
+        check("redis://one:6379", false);
+        check("redis-sentinel://one:26379?sentinelServiceName=a", false);
+        check("redis+unix:///run/redis.sock", false);
+    }
+}

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::KeysInterface;
 use fred::types::Expiration;
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::batch;
@@ -173,19 +174,21 @@ impl RedisTier {
     /// The same for several keys: those with small records in one command, the others, and those that Redis did not take, each
     /// for itself.
     async fn discharge_all(&self, lane: usize, keys: &[CacheKey]) {
-        let (mut taken, mut records, mut alone) =
-            (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()), Vec::new());
+        let (mut taken, mut records) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+        let (mut alone, mut room) = (Vec::new(), batch::BYTES_MAX);
         for key in keys {
-            match self.pending.take_up(key) {
-                Some(Taken { waiting: Waiting::Store(slot), .. }) if slot.weight() > batch::VALUE_MAX as u64 => {
-                    alone.push(*key)
-                }
-                Some(one @ Taken { waiting: Waiting::Store(_), .. }) if self.may_write(lane) => {
-                    records.extend(self.small_record(key, &one));
-                    taken.push((key, one));
-                }
-                Some(_) | None => alone.push(*key),
-            }
+            let fits = |one: &Taken| one.waiting.bytes() <= room.min(batch::VALUE_MAX) && self.may_write(lane);
+            let Some(one) = self.pending.take_up(key).filter(fits) else {
+                alone.push(*key);
+                continue;
+            };
+            let Some(record) = self.small_record(key, &one) else {
+                alone.push(*key);
+                continue;
+            };
+            room = room.saturating_sub(one.waiting.bytes());
+            records.push(record);
+            taken.push((key, one));
         }
         let outcome = if records.is_empty() { Ok(0) } else { batch::write(self, lane, records).await };
         let (stored, asks_again) = match &outcome {
@@ -204,9 +207,7 @@ impl RedisTier {
                 alone.push(*key);
             }
         }
-        for key in &alone {
-            self.discharge(lane, key).await;
-        }
+        join_all(alone.iter().map(|key| self.discharge(lane, key))).await;
     }
 
     /// A change was written, or given up: whether the key is done with.

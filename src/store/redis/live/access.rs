@@ -49,7 +49,6 @@ const NEEDS: &[Need] = &[
     always("SET", &["SET", KEY, "1", "NX", "PX", SCRATCH_MILLIS, "GET"]),
     always("GET", &["GET", KEY]),
     always("GETRANGE", &["GETRANGE", KEY, "0", "0"]),
-    always("MGET", &["MGET", KEY]),
     always("SETRANGE", &["SETRANGE", KEY, "0", "1"]),
     always("TIME", &["TIME"]),
     always("STRLEN", &["STRLEN", KEY]),
