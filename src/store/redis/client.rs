@@ -16,7 +16,6 @@ use socket2::TcpKeepalive;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, watch};
 
-use super::batch::Gathered;
 use super::breaker::Breaker;
 use super::errors::{force_reconnection, knows_no_sentinel};
 use super::server::server;
@@ -24,7 +23,7 @@ use super::writes::{Queue, bulk_timeout};
 use super::{RedisConfig, RedisTier};
 
 /// The bound on a lane's commands in flight: fred's own bound wedges the client once it is reached.
-pub(super) const IN_FLIGHT_MAX: usize = 512;
+const IN_FLIGHT_MAX: usize = 512;
 /// How often an open breaker is probed.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the first connection is looked for.
@@ -47,7 +46,6 @@ pub(super) struct Lane {
     pub(super) permits: Semaphore,
     pub(super) breaker: Breaker,
     pub(super) queue: Queue,
-    pub(super) gathered: Gathered,
 }
 
 impl Lane {
@@ -59,7 +57,6 @@ impl Lane {
             permits: Semaphore::new(IN_FLIGHT_MAX),
             breaker: Breaker::new(),
             queue: Queue::new(),
-            gathered: Gathered::default(),
         }
     }
 

@@ -60,8 +60,6 @@ pub(super) struct Reports {
     reconnection: Pace,
     /// Milliseconds after `started` until which nothing is written.
     writes_paused_until: AtomicU64,
-    /// The same, until which no several keys are asked for or written in one command; 0: they are.
-    batches_paused_until: AtomicU64,
 }
 
 const CONNECTING: u8 = 0;
@@ -222,7 +220,6 @@ impl Reports {
             corrupt_told: Pace::default(),
             reconnection: Pace::default(),
             writes_paused_until: AtomicU64::new(0),
-            batches_paused_until: AtomicU64::new(0),
         }
     }
 
@@ -298,16 +295,6 @@ impl Reports {
 
     fn pause_writes(&self) {
         self.writes_paused_until.store(self.millis() + millis(PAUSE), Ordering::Relaxed);
-    }
-
-    pub(super) fn batches_are_paused(&self) -> bool {
-        let until = self.batches_paused_until.load(Ordering::Relaxed);
-        until != 0 && self.millis() < until
-    }
-
-    /// Redis does not do what a batch asks for, perhaps for lack of a right: for some time all go alone.
-    pub(super) fn pause_batches(&self) {
-        self.batches_paused_until.store(self.millis() + millis(TOLD_EVERY), Ordering::Relaxed);
     }
 
     fn pace(&self, pace: &Pace, every: Duration) -> bool {

@@ -10,8 +10,6 @@ use fred::interfaces::KeysInterface;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use super::batch::Told;
-use super::client::IN_FLIGHT_MAX;
 use super::errors::Trouble;
 use super::pending::Waiting;
 use super::writes::{INLINE_MAX, bulk_timeout, not_connected};
@@ -110,22 +108,10 @@ impl RedisTier {
         Ok(Some(Read::Response { response, is_body_shared }))
     }
 
-    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`;
-    /// twice that where others were asked for with it, and it turns out to be long, or Redis does not do it for several.
+    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`.
     async fn get(&self, lane: usize, key: String) -> Result<Option<Bytes>, Trouble> {
         // Where one is free, which is nearly always, no clock is read and no timer made.
         let (_permit, left) = match self.lanes[lane].permits.try_acquire() {
-            Ok(permit) if self.is_batched(lane) => {
-                match self.lanes[lane].gathered.ask(key.clone()).await {
-                    Ok(Told::Alone) => {}
-                    Ok(Told::Value(value)) => {
-                        self.succeeded(lane);
-                        return Ok(Some(value).filter(|value| !value.is_empty()));
-                    }
-                    Err(error) => return Err(self.failed(lane, &error)),
-                }
-                (permit, self.config.timeout)
-            }
             Ok(permit) => (permit, self.config.timeout),
             Err(_) => self.permitted(lane).await?,
         };
@@ -143,12 +129,6 @@ impl RedisTier {
             return Err(Trouble::Timeout);
         };
         Ok((permit, deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))))
-    }
-
-    /// Whether a lookup goes together with others: where any is under way. The one that is alone waits for nobody.
-    fn is_batched(&self, lane: usize) -> bool {
-        let is_alone = || self.lanes[lane].permits.available_permits() + 1 >= IN_FLIGHT_MAX;
-        self.has_batches() && lane < self.control() && !is_alone()
     }
 
     /// A body, on the bulk lane.

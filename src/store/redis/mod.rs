@@ -1,6 +1,5 @@
 //! The Redis tier, through fred: the only module that knows of either.
 
-mod batch;
 mod breaker;
 mod client;
 mod errors;
@@ -84,7 +83,6 @@ impl RedisConfig {
 /// The Redis tier: a lane for each worker, one for the control thread and one for large bodies.
 pub(super) struct RedisTier {
     config: RedisConfig,
-    is_cluster: bool,
     /// In this order: workers, control, bulk.
     lanes: Box<[Lane]>,
     pending: Pending,
@@ -115,7 +113,6 @@ impl RedisTier {
         let locks = TaskTracker::new();
         locks.close();
         Self {
-            is_cluster: server::is_cluster(&config.url),
             config,
             clock,
             orders,
@@ -150,7 +147,6 @@ impl RedisTier {
             self.tasks.spawn(follow::follow(Arc::clone(self)));
         } else {
             self.tasks.spawn(writes::work_off(Arc::clone(self), worker.0));
-            self.tasks.spawn(batch::read_gathered(Arc::clone(self), worker.0));
         }
         self.tasks.spawn(client::supervise(Arc::clone(self), worker.0, builder));
     }
@@ -158,11 +154,6 @@ impl RedisTier {
     /// Whether a lookup by this worker would ask Redis at all.
     pub(in crate::store) fn is_available(&self, worker: WorkerId) -> bool {
         self.is_synced() && self.lanes.get(worker.0).is_some_and(Lane::is_usable)
-    }
-
-    /// Whether several keys may be asked for, or written, in one command.
-    fn has_batches(&self) -> bool {
-        !self.is_cluster && !self.reports.batches_are_paused()
     }
 
     /// Whether any lookup may ask Redis.

@@ -1,4 +1,4 @@
-//! Lua scripts: sent by their hash, whole to a server that does not know them yet.
+//! Lua scripts on one key.
 
 use fred::clients::{Client, WithOptions};
 use fred::error::Error;
@@ -16,31 +16,16 @@ impl Script {
         Self { text, hash: fred::util::sha1_hash(text) }
     }
 
-    /// Runs it on a key.
+    /// Runs it on a key; sends it whole to a server that does not know it yet.
     pub(super) async fn run<R: FromValue>(
         &self,
         client: &WithOptions<Client>,
         key: &str,
         arguments: Vec<Value>,
     ) -> Result<R, Error> {
-        self.run_on(client, vec![key.to_owned()], arguments).await
-    }
-
-    /// Runs it on keys, which in a cluster must share a slot.
-    pub(super) async fn run_on<R: FromValue>(
-        &self,
-        client: &WithOptions<Client>,
-        keys: Vec<String>,
-        arguments: Vec<Value>,
-    ) -> Result<R, Error> {
-        // fred heeds an offset of the key in none of these commands, only the slot itself.
-        let slot = keys.first().map_or(ClusterHash::Random, |key| ClusterHash::from(key.as_str()));
-        let count = Value::from(keys.len().to_string());
-        let words: Vec<Value> =
-            std::iter::once(count).chain(keys.into_iter().map(Value::from)).chain(arguments).collect();
-        match call(client, "EVALSHA", &self.hash, &slot, words.clone()).await {
+        match call(client, "EVALSHA", &self.hash, key, arguments.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
-                call(client, "EVAL", self.text, &slot, words).await
+                call(client, "EVAL", self.text, key, arguments).await
             }
             outcome => outcome,
         }
@@ -51,9 +36,11 @@ async fn call<R: FromValue>(
     client: &WithOptions<Client>,
     command: &'static str,
     script: &str,
-    slot: &ClusterHash,
-    mut words: Vec<Value>,
+    key: &str,
+    arguments: Vec<Value>,
 ) -> Result<R, Error> {
-    words.insert(0, Value::from(script));
-    client.custom(CustomCommand::new_static(command, slot.clone(), false), words).await
+    // fred heeds an offset of the key in none of these commands, only the slot itself.
+    let command = CustomCommand::new_static(command, ClusterHash::from(key), false);
+    let fixed = vec![Value::from(script), Value::from("1"), Value::from(key)];
+    client.custom(command, [fixed, arguments].concat()).await
 }

@@ -8,11 +8,8 @@ use bytes::Bytes;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::KeysInterface;
 use fred::types::Expiration;
-use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::batch;
-use super::errors::Trouble;
 use super::pending::{Added, Taken, Waiting};
 use super::{RedisTier, WorkerId};
 use crate::clock::Timestamp;
@@ -80,19 +77,9 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
     while let Some(key) = keys.recv().await {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
         let writer = Arc::clone(&tier);
-        let batch_max = if tier.has_batches() { batch::KEYS_MAX } else { 1 };
-        let mut batch = vec![key];
-        while batch.len() < batch_max
-            && let Ok(key) = keys.try_recv()
-        {
-            batch.push(key);
-        }
         // In a box: tokio copies a task's future some eight times on its way through its life.
         tier.tasks.spawn(Box::pin(async move {
-            match batch.as_slice() {
-                [key] => writer.discharge(lane, key).await,
-                batch => writer.discharge_all(lane, batch).await,
-            }
+            writer.discharge(lane, &key).await;
             drop(permit);
         }));
     }
@@ -163,74 +150,23 @@ impl RedisTier {
 
     /// Writes the changes of a key until none is left.
     async fn discharge(&self, lane: usize, key: &CacheKey) {
+        let queue = &self.lanes[lane].queue;
         while let Some(taken) = self.pending.take_up(key) {
             let written = self.write(lane, key, &taken).await;
-            if self.is_settled(lane, key, &taken, written) {
+            if !written {
+                self.reports.drop_write();
+            }
+            if self.pending.settle(key, &taken, written) {
+                queue.count.fetch_sub(1, Ordering::Relaxed);
+                queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
                 return;
             }
         }
     }
 
-    /// The same for several keys: those with small records in one command, the others, and those that Redis did not take, each
-    /// for itself.
-    async fn discharge_all(&self, lane: usize, keys: &[CacheKey]) {
-        let (mut taken, mut records) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
-        let (mut alone, mut room) = (Vec::new(), batch::BYTES_MAX);
-        for key in keys {
-            let fits = |one: &Taken| one.waiting.bytes() <= room.min(batch::VALUE_MAX) && self.may_write(lane);
-            let Some(one) = self.pending.take_up(key).filter(fits) else {
-                alone.push(*key);
-                continue;
-            };
-            let Some(record) = self.small_record(key, &one) else {
-                alone.push(*key);
-                continue;
-            };
-            room = room.saturating_sub(one.waiting.bytes());
-            records.push(record);
-            taken.push((key, one));
-        }
-        let outcome = if records.is_empty() { Ok(0) } else { batch::write(self, lane, records).await };
-        let (stored, asks_again) = match &outcome {
-            Ok(stored) => (*stored, true),
-            Err(error) => (0, matches!(self.failed(lane, error), Trouble::WrongType | Trouble::Other)),
-        };
-        if outcome.is_err() && asks_again {
-            self.reports.pause_batches();
-        }
-        if stored > 0 {
-            self.succeeded(lane);
-        }
-        for (at, (key, one)) in taken.into_iter().enumerate() {
-            let is_stored = at < stored;
-            if !is_stored && asks_again || !self.is_settled(lane, key, &one, is_stored) {
-                alone.push(*key);
-            }
-        }
-        join_all(alone.iter().map(|key| self.discharge(lane, key))).await;
-    }
-
-    /// A change was written, or given up: whether the key is done with.
-    fn is_settled(&self, lane: usize, key: &CacheKey, taken: &Taken, written: bool) -> bool {
-        if !written {
-            self.reports.drop_write();
-        }
-        let is_settled = self.pending.settle(key, taken, written);
-        if is_settled {
-            let queue = &self.lanes[lane].queue;
-            queue.count.fetch_sub(1, Ordering::Relaxed);
-            queue.bytes.fetch_sub(taken.waiting.bytes(), Ordering::Relaxed);
-        }
-        is_settled
-    }
-
-    fn may_write(&self, lane: usize) -> bool {
-        self.lanes[lane].is_usable() && !self.reports.writes_are_paused()
-    }
-
     /// Whether Redis acknowledged it.
     async fn write(&self, lane: usize, key: &CacheKey, taken: &Taken) -> bool {
-        if !self.may_write(lane) {
+        if !self.lanes[lane].is_usable() || self.reports.writes_are_paused() {
             return false;
         }
         let outcome = match &taken.waiting {
@@ -263,7 +199,8 @@ impl RedisTier {
                 let expires = expiration(slot.useless_after());
                 let detached =
                     if is_detached { Some(self.store_body(base, &body.bytes, expires).await?) } else { None };
-                self.encoded(response, &body, detached.as_ref())
+                let epoch = self.ledger.epoch_of(&response.provenance);
+                codec::encode_response(response, epoch, &body, detached.as_ref(), &self.config.seal)
             }
         };
         let key = self.record_key(base, key);
@@ -271,34 +208,14 @@ impl RedisTier {
         client.set(key, Bytes::from(record), Some(expiration(slot.useless_after())), None, false).await
     }
 
-    fn encoded(&self, response: &StoredResponse, body: &StoredBody, detached: Option<&Detached>) -> Vec<u8> {
-        let epoch = self.ledger.epoch_of(&response.provenance);
-        codec::encode_response(response, epoch, body, detached, &self.config.seal)
-    }
-
-    /// What a batch stores of a change; none of a deletion.
-    fn small_record(&self, key: &CacheKey, taken: &Taken) -> Option<batch::Record> {
-        let Waiting::Store(slot) = &taken.waiting else { return None };
-        let value = match slot {
-            Slot::Marker(marker) => codec::encode_marker(marker, &self.config.seal),
-            Slot::Response(response) => self.encoded(response, &self.body_stored_here(response), None),
-        };
-        let ends = ends(slot.useless_after());
-        Some(batch::Record { key: self.record_key(&taken.base, key), value: Bytes::from(value), ends })
-    }
-
-    /// A response's body as it is to be stored, made so at once.
-    fn body_stored_here(&self, response: &StoredResponse) -> StoredBody {
-        let body = response.body.clone();
-        let shrinks = self.config.compress && compression::may_shrink(response);
-        if shrinks { StoredBody::compressed(body) } else { StoredBody::identity(body) }
-    }
-
-    /// The same for a body of any length. Where it could not be compressed in time, as it is.
+    /// A response's body as it is to be stored. Where it could not be compressed in time, as it is.
     async fn stored_body(&self, response: &StoredResponse) -> StoredBody {
         let body = response.body.clone();
-        if body.len() <= COMPRESSED_HERE_MAX || !self.config.compress || !compression::may_shrink(response) {
-            return self.body_stored_here(response);
+        if !self.config.compress || !compression::may_shrink(response) {
+            return StoredBody::identity(body);
+        }
+        if body.len() <= COMPRESSED_HERE_MAX {
+            return StoredBody::compressed(body);
         }
         let within = bulk_timeout(body.len() as u64);
         let compressing = tokio::task::spawn_blocking(move || StoredBody::compressed(body));
@@ -339,10 +256,5 @@ pub(super) fn not_connected() -> Error {
 
 /// Absolute, so that a write that Redis applies late does not live longer for it.
 fn expiration(useless_after: Timestamp) -> Expiration {
-    Expiration::PXAT(ends(useless_after))
-}
-
-/// In milliseconds since the Unix epoch.
-fn ends(useless_after: Timestamp) -> i64 {
-    i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1)
+    Expiration::PXAT(i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1))
 }

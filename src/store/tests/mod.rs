@@ -1,6 +1,5 @@
 //! The store as the proxy uses it.
 
-mod batch;
 mod compression;
 mod local;
 mod lock;
