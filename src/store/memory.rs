@@ -90,6 +90,7 @@ impl Memory {
 
     /// Whether the tier takes it.
     pub fn admits(&self, slot: &Slot) -> bool {
+        debug_assert!(slot.weight() > 0, "a response gets its place before it is held");
         let allowed = match slot {
             Slot::Response(response) => self.admits_body(response.body.len()),
             Slot::Marker(_) => true,
