@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-use super::buffer::{allocation, buffer};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
 use crate::stored::{Place, StoredFields, StoredResponse};
@@ -129,7 +128,7 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
     let mut texts = Vec::with_capacity(values_bytes(&response.fields) + body.len());
     response.fields.iter().for_each(|(_, value)| texts.extend_from_slice(value.as_bytes()));
     texts.extend_from_slice(body);
-    let mut rest = buffer(texts);
+    let mut rest = Bytes::from(texts);
     let owned = response.fields.iter().map(|(name, value)| {
         let own = rest.split_to(value.len());
         // What was valid is valid again.
@@ -174,9 +173,9 @@ fn response_bytes(response: &StoredResponse) -> u64 {
     };
     let body = response.body.len();
     let buffers = if body <= COPIED_MAX {
-        buffer_bytes(values + body)
+        allocated(values + body) + SHARED_BYTES
     } else {
-        buffer_bytes(values) + allocated(body) + SHARED_BYTES
+        allocated(values) + allocated(body) + 2 * SHARED_BYTES
     };
     size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
@@ -184,11 +183,6 @@ fn response_bytes(response: &StoredResponse) -> u64 {
 /// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
 fn name_bytes(name: &HeaderName) -> u64 {
     allocated(name.as_str().len())
-}
-
-/// What a buffer that is made of so many bytes takes.
-fn buffer_bytes(length: usize) -> u64 {
-    allocation(length).map_or(allocated(length) + SHARED_BYTES, allocated)
 }
 
 const fn allocated(bytes: usize) -> u64 {
