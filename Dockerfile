@@ -1,4 +1,8 @@
 FROM rust:1.95-slim-bookworm AS build
+# The allocator is built with make.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends make \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # The dependencies alone, with an empty crate in our place: a layer that only a change of Cargo.lock makes anew.
 COPY Cargo.toml Cargo.lock ./

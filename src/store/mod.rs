@@ -1,6 +1,7 @@
 //! The two tiers as one store: memory before Redis, both checked against the purge ledger.
 
 pub mod asked;
+mod buffer;
 pub mod codec;
 mod figures;
 mod find;

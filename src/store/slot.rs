@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use super::buffer::{buffer, buffer_bytes, size_class};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
 use crate::stored::{Place, StoredFields, StoredResponse};
@@ -16,13 +17,9 @@ use crate::stored::{Place, StoredFields, StoredResponse};
 const NAMES_MAX: usize = 16;
 /// What a held value costs beside its content: the map's slot and key, the policy's lists, and the `Arc`.
 const SLOT_BYTES: u64 = 128;
-/// What the allocator adds to an allocation.
-const ALLOCATION_BYTES: u64 = 16;
 /// One field: name and value.
 const FIELD_BYTES: usize = size_of::<(HeaderName, HeaderValue)>();
-/// What a shared buffer costs beside its bytes: its count of references.
-const SHARED_BYTES: u64 = 32;
-/// A body up to this is copied into the buffer of the field values, which saves its own buffer's 48 bytes.
+/// A body up to this is copied into the buffer of the field values, which saves a buffer of its own.
 const COPIED_MAX: usize = 4 << 10;
 
 /// What is held under a key. Cheap to clone.
@@ -93,10 +90,10 @@ impl Marker {
     /// only found less often.
     pub fn names_with(&self, further: &[HeaderName], ignored: &[HeaderName]) -> Arc<[HeaderName]> {
         let counts = |name: &&HeaderName| !ignored.contains(name);
-        let mut names: Vec<HeaderName> = self.names.iter().chain(further).filter(counts).map(owned_name).collect();
+        let mut names: Vec<HeaderName> = self.names.iter().chain(further).filter(counts).cloned().collect();
         names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
         names.dedup();
-        if names.len() > NAMES_MAX { further.iter().map(owned_name).collect() } else { names.into() }
+        if names.len() > NAMES_MAX { further.to_vec().into() } else { names.into() }
     }
 
     /// When its last variant is useless.
@@ -107,14 +104,14 @@ impl Marker {
     fn weight(&self) -> u64 {
         let names: u64 = self.names.iter().map(|name| name_bytes(name) + size_of::<HeaderName>() as u64).sum();
         let variants = self.variants.len() as u64 * (size_of::<(CacheKey, Timestamp)>() as u64 * 2);
-        SLOT_BYTES + size_of::<Self>() as u64 + allocated(self.material.len()) + names + variants
+        SLOT_BYTES + size_of::<Self>() as u64 + size_class(self.material.len()) + names + variants
     }
 }
 
 /// A response to be held under an address. The response must own its bytes (see [`compacted`]).
 pub fn placed(address: &Address, response: StoredResponse) -> StoredResponse {
     let material = SmallVec::from_slice(&address.material);
-    let spilled = if material.spilled() { allocated(material.len()) } else { 0 };
+    let spilled = if material.spilled() { size_class(material.len()) } else { 0 };
     let weight = SLOT_BYTES + spilled + response_bytes(&response);
     let place = Place { useless_after: response.useless_after(), checked: AtomicU64::new(0), weight, material };
     StoredResponse { place, ..response }
@@ -128,13 +125,14 @@ pub fn compacted(response: &StoredResponse, content: Bytes, is_body_shared: bool
     let mut texts = Vec::with_capacity(values_bytes(&response.fields) + body.len());
     response.fields.iter().for_each(|(_, value)| texts.extend_from_slice(value.as_bytes()));
     texts.extend_from_slice(body);
-    let mut rest = Bytes::from(texts);
+    let mut rest = buffer(texts);
     let owned = response.fields.iter().map(|(name, value)| {
         let own = rest.split_to(value.len());
         // What was valid is valid again.
         let mut own = HeaderValue::from_maybe_shared(own).unwrap_or_else(|_| value.clone());
         own.set_sensitive(value.is_sensitive());
-        (owned_name(name), own)
+        // A name owns its bytes.
+        (name.clone(), own)
     });
     StoredResponse {
         place: Place::default(),
@@ -158,33 +156,27 @@ fn values_bytes(fields: &StoredFields) -> usize {
     fields.iter().map(|(_, value)| value.len()).sum()
 }
 
-fn owned_name(name: &HeaderName) -> HeaderName {
-    HeaderName::from_bytes(name.as_str().as_bytes()).unwrap_or_else(|_| name.clone())
-}
-
 fn response_bytes(response: &StoredResponse) -> u64 {
     let names: u64 = response.fields.iter().map(|(name, _)| name_bytes(name)).sum();
     let values = values_bytes(&response.fields);
-    let fields = allocated(response.fields.len() * FIELD_BYTES);
-    let tags: u64 = response.provenance.tags.iter().map(|tag| allocated(tag.len()) + 16).sum();
+    let fields = size_class(response.fields.len() * FIELD_BYTES);
+    let tags: u64 = response.provenance.tags.iter().map(|tag| size_class(tag.len()) + 16).sum();
     let selecting: u64 = match &response.selecting {
         crate::fields::vary::SelectingFields::Any => 0,
         crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
     };
     let body = response.body.len();
     let buffers = if body <= COPIED_MAX {
-        allocated(values + body) + SHARED_BYTES
+        buffer_bytes(values + body)
     } else {
-        allocated(values) + allocated(body) + 2 * SHARED_BYTES
+        buffer_bytes(values) + buffer_bytes(body)
     };
     size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
 /// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
 fn name_bytes(name: &HeaderName) -> u64 {
-    allocated(name.as_str().len())
+    size_class(name.as_str().len())
 }
 
-const fn allocated(bytes: usize) -> u64 {
-    if bytes == 0 { 0 } else { bytes as u64 + ALLOCATION_BYTES }
-}
+
