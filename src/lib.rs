@@ -1,6 +1,7 @@
 //! `aside`: a cache-aside caching reverse proxy.
 
 pub mod admin;
+pub mod boxed;
 pub mod check;
 pub mod cli;
 pub mod clock;

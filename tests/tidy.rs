@@ -16,6 +16,7 @@ use source::{Source, sources};
 /// The row with the longest matching module rules.
 const IMPORTS: &[(&str, &[&str])] = &[
     // The domain: values and pure decisions.
+    ("boxed", &[]),
     ("clock", &[]),
     ("fields", &["clock::Timestamp"]),
     ("target", &["fields"]),
@@ -24,7 +25,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("route", &["clock::Timestamp", "fields", "key", "policy", "stored", "target"]),
     ("policy", &["clock::Timestamp", "fields", "key", "stored", "target"]),
     // The leaves: each does its own I/O or waiting.
-    ("store", &["clock", "fields", "key", "route", "stored", "telemetry"]),
+    ("store", &["boxed", "clock", "fields", "key", "route", "stored", "telemetry"]),
     ("collapse", &["clock", "key", "stored", "telemetry"]),
     ("upstream", &["clock", "fields", "telemetry"]),
     // What is told of it.
@@ -48,6 +49,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 const EVERYTHING_BELOW_THE_SHELL: &[&str] = &[
+    "boxed",
     "clock",
     "collapse",
     "config",

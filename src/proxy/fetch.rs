@@ -13,6 +13,7 @@ use super::ask::Ask;
 use super::fill::{Fill, News};
 use super::share::Lead;
 use super::{forward, share};
+use crate::boxed::pinned;
 use crate::clock::Timestamp;
 use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
@@ -112,7 +113,7 @@ impl Fetch {
     ) {
         let shared = Arc::clone(&ask.proxy.shared);
         // In a box: tokio copies a task's future some eight times on its way through its life.
-        shared.tasks.spawn(Box::pin(Self::new(ask, stored, lead, client).run()));
+        shared.tasks.spawn(pinned(move || Self::new(ask, stored, lead, client).run()));
     }
 
     fn new(

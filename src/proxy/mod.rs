@@ -27,6 +27,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
+use crate::boxed::pinned;
 use crate::clock::Timestamp;
 use crate::generation::{Generation, Shared};
 use crate::key::Address;
@@ -133,7 +134,7 @@ impl Proxy {
             begun => {
                 incomer.head.sender.interim = interim();
                 let (this, matched) = (Arc::clone(self), matched.map(Matched::from));
-                Handled::Later(Box::pin(async move {
+                Handled::Later(pinned(move || async move {
                     let route = matched.as_ref().map(|matched| Arc::clone(&matched.route));
                     let answer = this.go_on(begun, &generation, matched, incomer).await;
                     finish(visit, answer, route.as_deref(), &generation)
@@ -210,20 +211,20 @@ impl Proxy {
                 let looked_up = LookedUp::after(&ask, looked).await;
                 self.cached(Arc::new(ask), share, looked_up).await
             }
-            (Begun::HasContent, Some(matched)) => match Box::pin(self.read(generation, matched, incomer)).await {
+            (Begun::HasContent, Some(matched)) => match pinned(|| self.read(generation, matched, incomer)).await {
                 Ok(ask) => {
                     let share = Share::new(&ask);
                     let looked_up = LookedUp::from_store(&ask).await;
                     self.cached(Arc::new(ask), share, looked_up).await
                 }
-                Err(passing) => Box::pin(self.pass(*passing)).await,
+                Err(passing) => pinned(|| self.pass(*passing)).await,
             },
             (Begun::Passes(bypass), matched) => {
-                Box::pin(self.pass(Passing::new(generation, matched, incomer, bypass))).await
+                pinned(|| self.pass(Passing::new(generation, matched, incomer, bypass))).await
             }
             // Neither is without a route.
             (Begun::Asked(..) | Begun::HasContent, None) => {
-                Box::pin(self.pass(Passing::new(generation, None, incomer, nothing))).await
+                pinned(|| self.pass(Passing::new(generation, None, incomer, nothing))).await
             }
         }
     }

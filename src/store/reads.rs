@@ -11,6 +11,7 @@ use futures_util::future::{Shared, WeakShared};
 
 use super::WorkerId;
 use super::find::{Before, ReadOf};
+use crate::boxed::pinned;
 use crate::key::{Address, CacheKey, Material};
 
 type Waited = Pin<Box<dyn Future<Output = (Arc<Before>, ReadOf)> + Send>>;
@@ -79,7 +80,7 @@ impl Reads {
         let (before, read) = (Arc::new(before), read());
         let leaving = Leaving { reads: Arc::clone(self), worker, key: address.key, before: Arc::clone(&before) };
         let began = Arc::clone(&before);
-        let reading: Waited = Box::pin(async move {
+        let reading: Waited = pinned(move || async move {
             let _leaving = leaving;
             (began, read.await)
         });

@@ -166,11 +166,8 @@ fn response_bytes(response: &StoredResponse) -> u64 {
         crate::fields::vary::SelectingFields::Names(names) => names.iter().map(|name| name_bytes(name) + 32).sum(),
     };
     let body = response.body.len();
-    let buffers = if body <= COPIED_MAX {
-        buffer_bytes(values + body)
-    } else {
-        buffer_bytes(values) + buffer_bytes(body)
-    };
+    let buffers =
+        if body <= COPIED_MAX { buffer_bytes(values + body) } else { buffer_bytes(values) + buffer_bytes(body) };
     size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
@@ -178,5 +175,3 @@ fn response_bytes(response: &StoredResponse) -> u64 {
 fn name_bytes(name: &HeaderName) -> u64 {
     size_class(name.as_str().len())
 }
-
-

@@ -14,6 +14,7 @@ use super::errors::Trouble;
 use super::pending::Waiting;
 use super::writes::{INLINE_MAX, bulk_timeout, not_connected};
 use super::{RedisTier, WorkerId};
+use crate::boxed::pinned;
 use crate::key::{Address, CacheKey};
 use crate::store::Missing;
 use crate::store::codec::compression::{Coding, StoredBody};
@@ -164,7 +165,7 @@ impl RedisTier {
 /// What a key holds, and no more than one byte beyond `length_max`: a foreign value of any length costs no more than that.
 async fn get(client: &WithOptions<Client>, key: String, length_max: usize) -> Result<Option<Bytes>, Error> {
     // In a box: it is 6 KiB, and all that wait for it, which are moved into boxes of their own, would be that much larger.
-    let reading = Box::pin(client.getrange(key, 0, length_max));
+    let reading = pinned(|| client.getrange(key, 0, length_max));
     // No empty string is written, which this does not tell from none.
     let value: Bytes = reading.await?;
     Ok(Some(value).filter(|value| !value.is_empty()))

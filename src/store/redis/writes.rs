@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::pending::{Added, Taken, Waiting};
 use super::{RedisTier, WorkerId};
+use crate::boxed::pinned;
 use crate::clock::Timestamp;
 use crate::key::CacheKey;
 use crate::store::codec::compression::{self, StoredBody};
@@ -78,7 +79,7 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
         let writer = Arc::clone(&tier);
         // In a box: tokio copies a task's future some eight times on its way through its life.
-        tier.tasks.spawn(Box::pin(async move {
+        tier.tasks.spawn(pinned(move || async move {
             writer.discharge(lane, &key).await;
             drop(permit);
         }));
