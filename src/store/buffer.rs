@@ -11,8 +11,8 @@ const SHARED_BYTES: usize = 24;
 const LARGE: usize = 16 << 10;
 const PAGE: usize = 4 << 10;
 
-/// The lengths there are, each what is left of a size class of the allocator: each is at most a quarter longer than the one before, and an eighth on average more than is needed.
-/// Beyond the last one, 40 bytes for the count matter little.
+/// The lengths there are, each what is left of a size class of the allocator: an eighth on average more than is needed. Beyond
+/// the last one, 40 bytes for the count matter little.
 const ROOMS: [Room; 22] = [
     Room::of::<120>(),
     Room::of::<152>(),
@@ -58,12 +58,17 @@ pub fn buffer_bytes(length: usize) -> u64 {
     match room(length) {
         _ if length == 0 => 0,
         Some(room) => size_class(room.length + COUNT_BYTES),
-        None => size_class(length) + size_class(SHARED_BYTES),
+        None => shared_bytes(length),
     }
 }
 
+/// What so many bytes take whose count of references is beside them.
+pub const fn shared_bytes(length: usize) -> u64 {
+    size_class(length) + size_class(SHARED_BYTES)
+}
+
 /// What the allocator takes for so many bytes (jemalloc's "size classes"): up to 128 in steps of 16, then in four steps for each
-/// power of two. From 16 KiB on, what is not written takes no memory, and one page more moves the beginning.
+/// power of two, from 16 KiB on in pages, and one more by which it moves the beginning.
 pub const fn size_class(bytes: usize) -> u64 {
     let step = match bytes {
         0 => return 0,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-use super::buffer::{buffer, buffer_bytes, size_class};
+use super::buffer::{buffer, buffer_bytes, shared_bytes, size_class};
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
 use crate::stored::{Place, StoredFields, StoredResponse};
@@ -19,6 +19,25 @@ const NAMES_MAX: usize = 16;
 const SLOT_BYTES: u64 = 128;
 /// One field: name and value.
 const FIELD_BYTES: usize = size_of::<(HeaderName, HeaderValue)>();
+/// The most frequent fields of responses among the names that the `http` crate knows, which allocate nothing.
+const KNOWN: [HeaderName; 16] = [
+    header::DATE,
+    header::CONTENT_TYPE,
+    header::CACHE_CONTROL,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::VARY,
+    header::CONTENT_LENGTH,
+    header::SERVER,
+    header::EXPIRES,
+    header::LINK,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::ACCEPT_RANGES,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::STRICT_TRANSPORT_SECURITY,
+    header::X_CONTENT_TYPE_OPTIONS,
+];
 /// A body up to this is copied into the buffer of the field values, which saves a buffer of its own.
 const COPIED_MAX: usize = 4 << 10;
 
@@ -167,11 +186,24 @@ fn response_bytes(response: &StoredResponse) -> u64 {
     };
     let body = response.body.len();
     let buffers =
-        if body <= COPIED_MAX { buffer_bytes(values + body) } else { buffer_bytes(values) + buffer_bytes(body) };
+        if body <= COPIED_MAX { buffer_bytes(values + body) } else { buffer_bytes(values) + shared_bytes(body) };
     size_of::<StoredResponse>() as u64 + names + fields + tags + selecting + buffers
 }
 
-/// What a name allocates; upper bound, for names that the `http` crate knows allocate nothing.
+/// What a name allocates: its bytes, and from its first clone on a count of references. Upper bound, for names that the `http`
+/// crate knows allocate nothing.
 fn name_bytes(name: &HeaderName) -> u64 {
-    size_class(name.as_str().len())
+    if KNOWN.contains(name) { 0 } else { shared_bytes(name.as_str().len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_weighs_its_bytes_and_their_count_unless_it_is_known() {
+        assert_eq!(name_bytes(&HeaderName::from_static("x0")), 16 + 32);
+        assert_eq!(name_bytes(&HeaderName::from_static("x-a-name-of-24-letters-x")), 32 + 32);
+        assert_eq!(name_bytes(&HeaderName::from_static("content-type")), 0);
+    }
 }

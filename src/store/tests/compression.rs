@@ -22,9 +22,9 @@ async fn connected_with(server: &Server, change: impl FnOnce(&mut RedisConfig)) 
 /// Text of which a frame takes a good half at most: of a short one only what is there twice is coded.
 fn digits(length: usize) -> String {
     let mut random = fastrand::Rng::with_seed(5);
-    let drawn = if length < 4 << 10 { length / 2 } else { length };
+    let drawn = if length < 4 << 10 { length.div_ceil(2) } else { length };
     let text: String = (0..drawn).map(|_| char::from(b'0' + random.u8(..10))).collect();
-    text.repeat(length / drawn)
+    text.repeat(2)[..length].to_owned()
 }
 
 async fn put_and_flush(world: &World, ask: &Ask, response: StoredResponse) {
