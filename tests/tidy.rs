@@ -16,7 +16,6 @@ use source::{Source, sources};
 /// The row with the longest matching module rules.
 const IMPORTS: &[(&str, &[&str])] = &[
     // The domain: values and pure decisions.
-    ("boxed", &[]),
     ("clock", &[]),
     ("fields", &["clock::Timestamp"]),
     ("target", &["fields"]),
@@ -25,6 +24,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("route", &["clock::Timestamp", "fields", "key", "policy", "stored", "target"]),
     ("policy", &["clock::Timestamp", "fields", "key", "stored", "target"]),
     // The leaves: each does its own I/O or waiting.
+    ("boxed", &[]),
     ("store", &["boxed", "clock", "fields", "key", "route", "stored", "telemetry"]),
     ("collapse", &["clock", "key", "stored", "telemetry"]),
     ("upstream", &["clock", "fields", "telemetry"]),

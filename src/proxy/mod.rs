@@ -194,7 +194,7 @@ impl Proxy {
     }
 
     /// What waits: for Redis, for the request's content, for the upstream. What is rarer than a lookup in Redis has a box
-    /// of its own: this is moved into one for each request that waits, and was 12 KiB with all in it.
+    /// of its own: each request that waits has one of this, which was 12 KiB with all in it.
     async fn go_on(
         self: &Arc<Self>,
         begun: Begun,

@@ -12,7 +12,7 @@ const LARGE: usize = 16 << 10;
 const PAGE: usize = 4 << 10;
 
 /// The lengths there are, each what is left of a size class of the allocator: an eighth on average more than is needed. Beyond
-/// the last one, 40 bytes for the count matter little.
+/// the last one, 32 bytes for the count matter little.
 const ROOMS: [Room; 22] = [
     Room::of::<120>(),
     Room::of::<152>(),

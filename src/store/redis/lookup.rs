@@ -164,7 +164,7 @@ impl RedisTier {
 
 /// What a key holds, and no more than one byte beyond `length_max`: a foreign value of any length costs no more than that.
 async fn get(client: &WithOptions<Client>, key: String, length_max: usize) -> Result<Option<Bytes>, Error> {
-    // In a box: it is 6 KiB, and all that wait for it, which are moved into boxes of their own, would be that much larger.
+    // In a box: it is 6 KiB, by which all that wait for it would be larger.
     let reading = pinned(|| client.getrange(key, 0, length_max));
     // No empty string is written, which this does not tell from none.
     let value: Bytes = reading.await?;
