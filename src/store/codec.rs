@@ -7,8 +7,9 @@
 //! Integers are little-endian, sequences length-framed. The first byte is none that UTF-8 begins with, so that the
 //! client library does not scan the value as text. The seal (since version 4 XXH3 of 128 bits; with a key, keyed blake3
 //! cut to 16 bytes) covers all but itself. The body is last; one that is stored in over 1 MiB is a string of its own, named
-//! here by length and blake3 digest. Its coding (since version 2) is 0 for a body as it was received, or 1 and the length
-//! (8) of what was received for a zstd frame. Seal, length and digest are those of what is stored.
+//! here by length and blake3 digest. Its coding (since version 2) is 0 for a body as it was received, or 1 for a zstd frame
+//! and 2 for an LZ4 block (since version 5), each with the length (8) of what was received. Seal, length and digest are those
+//! of what is stored.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ mod write;
 /// A byte that no UTF-8 text contains.
 const MAGIC: u8 = 0xC0;
 /// The version of this layout; records of any other are refused.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// The longest duration written or read, in seconds: sums of a few of them cannot overflow.
 const DURATION_SECS_MAX: u64 = 1 << 40;
 const SEAL_AT: usize = seal::HEAD;
@@ -225,8 +226,8 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
 fn check_lengths(stored: u64, coding: Coding, body_max: u64) -> Result<(), Unreadable> {
     let received = match coding {
         Coding::Identity => stored,
-        Coding::Zstd { length } if stored < length => length,
-        Coding::Zstd { .. } => return Err(Unreadable::Malformed),
+        Coding::Lz4 { length } | Coding::Zstd { length } if stored < length => length,
+        Coding::Lz4 { .. } | Coding::Zstd { .. } => return Err(Unreadable::Malformed),
     };
     if received <= body_max { Ok(()) } else { Err(Unreadable::TooLarge) }
 }
@@ -339,6 +340,10 @@ fn write_coding(out: &mut Writer, coding: Coding) {
             out.u8(1);
             out.u64(length);
         }
+        Coding::Lz4 { length } => {
+            out.u8(2);
+            out.u64(length);
+        }
     }
 }
 
@@ -346,6 +351,7 @@ fn read_coding(input: &mut Reader<'_>) -> Result<Coding, Unreadable> {
     match input.u8()? {
         0 => Ok(Coding::Identity),
         1 => Ok(Coding::Zstd { length: input.u64()? }),
+        2 => Ok(Coding::Lz4 { length: input.u64()? }),
         _ => Err(Unreadable::Malformed),
     }
 }
@@ -541,6 +547,9 @@ mod tests {
         check(20, Coding::Zstd { length: u64::MAX }, Err(Unreadable::TooLarge));
         check(5000, Coding::Zstd { length: 5000 }, Err(Unreadable::Malformed));
         check(20, Coding::Zstd { length: 0 }, Err(Unreadable::Malformed));
+        check(20, Coding::Lz4 { length: 5000 }, Ok(()));
+        check(20, Coding::Lz4 { length: 5001 }, Err(Unreadable::TooLarge));
+        check(20, Coding::Lz4 { length: 20 }, Err(Unreadable::Malformed));
     }
 
     #[test]
@@ -578,7 +587,8 @@ mod tests {
         check(&[MAGIC, 1, 1, 0], Unreadable::Version);
         check(&[MAGIC, 2, 1, 0], Unreadable::Version);
         check(&[MAGIC, 3, 1, 0], Unreadable::Version);
-        check(&[MAGIC, 5, 1, 0], Unreadable::Version);
+        check(&[MAGIC, VERSION - 1, 1, 0], Unreadable::Version);
+        check(&[MAGIC, VERSION + 1, 1, 0], Unreadable::Version);
         check(&[MAGIC], Unreadable::Checksum);
         check(&Writer::new(9, 0).finish(&Seal::plain()), Unreadable::Malformed);
     }

@@ -32,7 +32,7 @@ fn check_read(record: &Bytes) {
     if let Record::Response { response, detached: None, coding, .. } = read {
         let declared = match coding {
             Coding::Identity => response.body.len() as u64,
-            Coding::Zstd { length } => length,
+            Coding::Lz4 { length } | Coding::Zstd { length } => length,
         };
         assert!(declared <= BODY_MAX);
         if let Ok(body) = (StoredBody { bytes: response.body.clone(), coding }).restored() {
@@ -61,7 +61,7 @@ fn held(response: StoredResponse, material: Bytes) -> StoredResponse {
 fn mended(data: &[u8]) -> Bytes {
     let kind = data.first().map_or(1, |first| first % 4);
     let payload = data.get(1..).unwrap_or_default();
-    let head = [0xC0, 4, kind];
+    let head = [0xC0, 5, kind];
     let seed = u32::from_le_bytes([head[0], head[1], head[2], 0]);
     let checksum = xxhash_rust::xxh3::xxh3_128_with_seed(payload, seed.into()).to_le_bytes();
     [&head[..], &checksum, payload].concat().into()

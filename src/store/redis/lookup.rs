@@ -176,7 +176,7 @@ async fn get(client: &WithOptions<Client>, key: String, length_max: usize) -> Re
 async fn restore(stored: StoredBody, detached: Option<Detached>) -> Option<Result<Bytes, Unreadable>> {
     let length = match stored.coding {
         Coding::Identity => stored.bytes.len() as u64,
-        Coding::Zstd { length } => length,
+        Coding::Lz4 { length } | Coding::Zstd { length } => length,
     };
     let is_quick = detached.is_none() && (stored.coding == Coding::Identity || length <= DECOMPRESSED_HERE_MAX);
     let work = move || match detached {

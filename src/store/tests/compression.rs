@@ -108,24 +108,31 @@ async fn a_large_body_is_a_frame_of_its_own_named_by_its_digest() {
 }
 
 #[tokio::test]
-async fn a_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted() {
+async fn a_block_or_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted() {
+    check_hostile(2000, |length| Coding::Lz4 { length }).await;
+    check_hostile(3000, |length| Coding::Zstd { length }).await;
+}
+
+async fn check_hostile(length: usize, coding: fn(u64) -> Coding) {
     let server = Server::start(&[]);
     let world = connected(&server, 0).await;
-    let (ask, body) = (ask("/a", &[]), digits(2000));
+    let (ask, body) = (ask("/a", &[]), digits(length));
     put_and_flush(&world, &ask, world.response(&[], &body)).await;
     let key = server.keys().remove(0);
-    let frame = StoredBody::compressed(body.clone().into()).bytes;
-    let declared =
-        |bytes: &[u8], length| StoredBody { bytes: Bytes::copy_from_slice(bytes), coding: Coding::Zstd { length } };
+    let compressed = StoredBody::compressed(body.clone().into());
+    let length = length as u64;
+    assert_eq!(compressed.coding, coding(length));
+    let bytes = compressed.bytes;
+    let declared = |bytes: &[u8], length| StoredBody { bytes: Bytes::copy_from_slice(bytes), coding: coding(length) };
     let slot = slot::placed(&ask.address, world.response(&[], &body));
     let epoch = world.store.synced().epoch;
     let hostile = [
-        declared(&frame, 1999),
-        declared(&frame, 2001),
-        declared(&frame[..frame.len() - 1], 2000),
-        declared(b"no frame at all", 2000),
-        declared(b"", 2000),
-        declared(&frame, 3),
+        declared(&bytes, length - 1),
+        declared(&bytes, length + 1),
+        declared(&bytes[..bytes.len() - 1], length),
+        declared(b"nothing that was compressed", length),
+        declared(b"", length),
+        declared(&bytes, 3),
     ];
     let mut corrupt = 0;
     for stored in hostile {
@@ -142,7 +149,7 @@ async fn a_frame_that_is_not_what_its_record_says_is_a_miss_deleted_and_counted(
             assert_eq!((stats(&world).corrupt, server.keys().contains(&key)), (corrupt, false), "{stored:?}");
         }
     }
-    server.set(&key, &codec::encode_response(&slot, epoch, &declared(&frame, 2000), None, &Seal::plain()));
+    server.set(&key, &codec::encode_response(&slot, epoch, &declared(&bytes, length), None, &Seal::plain()));
     check(&world, &ask, Ok((&body, Tier::Redis))).await;
 }
 
