@@ -1,6 +1,5 @@
 //! What the upstream is sent: the client's fields without what must not travel, and the proxy's own.
 
-use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use crate::route::{Caching, ForwardFields, Route};
 use crate::target::{Authority, Target};
 use crate::telemetry::Telemetry;
 use crate::telemetry::limits::Limit;
+use crate::telemetry::lines;
 use crate::upstream::OnInterim;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -158,14 +158,13 @@ fn is_keyed(name: &HeaderName, caching: &Caching) -> bool {
 }
 
 fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
-    let mut chain = String::new();
+    let mut chain = Vec::new();
     // A trusted proxy may have put its own hop on a line of its own: the last line is the one that counts.
     for before in fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
-        chain.push_str(before);
-        chain.push_str(", ");
+        chain.extend_from_slice(before.as_bytes());
+        chain.extend_from_slice(b", ");
     }
-    // Writing to a String cannot fail.
-    let _ = write!(chain, "{}", sender.peer);
+    lines::address(&mut chain, sender.peer);
     if let Ok(chain) = HeaderValue::try_from(chain) {
         fields.insert(FORWARDED_FOR, chain);
     }

@@ -148,7 +148,7 @@ fn number(out: &mut Vec<u8>, value: u64) {
 }
 
 /// An address; of IPv4, which is nearly every one here, without the formatter, which takes ten times as long.
-fn address(out: &mut Vec<u8>, address: IpAddr) {
+pub fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             let [first, rest @ ..] = address.octets();

@@ -4,7 +4,7 @@ pub mod cache_status;
 pub mod events;
 mod histogram;
 pub mod limits;
-mod lines;
+pub mod lines;
 mod logs;
 pub mod metrics;
 pub mod rfc3339;
