@@ -10,6 +10,7 @@ use super::ledger::Verdict;
 use super::redis::{Read, RedisTier, Waiting};
 use super::slot::{Marker, Slot, compacted, placed};
 use super::{Found, Lookup, Missing, Query, Store, Tier, WorkerId};
+use crate::boxed::pinned;
 use crate::clock::Timestamp;
 use crate::key::{Address, CacheKey};
 use crate::stored::StoredResponse;
@@ -178,13 +179,9 @@ impl Store {
             // Whoever comes once Redis is known not to answer waits for nothing.
             Reading::Joined if !redis.is_available(worker) => return Err(Missing::Unavailable),
             Reading::Joined => {
-                let read = || {
-                    let (redis, base, address) = (Arc::clone(redis), *base, address.clone());
-                    async move { redis.read(worker, &base, &address).await }
-                };
-                let (reading, was_under_way) = self.reads.join(worker, address, before, read);
-                let ended = reading.await;
-                if was_under_way && matches!(ended.1, Err(Missing::Unavailable)) {
+                let read = || pinned(|| redis.read(worker, base, address));
+                let (ended, has_joined) = self.reads.join(worker, address, before, read).await;
+                if has_joined && matches!(ended.1, Err(Missing::Unavailable)) {
                     // As many waited in vain as if each had asked.
                     redis.waited_in_vain(worker);
                 }

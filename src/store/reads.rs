@@ -2,20 +2,19 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::FutureExt;
-use futures_util::future::{Shared, WeakShared};
+use tokio::sync::oneshot;
 
 use super::WorkerId;
 use super::find::{Before, ReadOf};
-use crate::boxed::pinned;
 use crate::key::{Address, CacheKey, Material};
 
-type Waited = Pin<Box<dyn Future<Output = (Arc<Before>, ReadOf)> + Send>>;
-type Reading = Shared<Waited>;
+/// What Redis held, and what this process held and had changed when the read began.
+type Ended = (Arc<Before>, ReadOf);
+/// Who waits for a read that another began.
+type Waiting = Arc<Mutex<Vec<oneshot::Sender<Ended>>>>;
 
 /// The reads that are under way, for each worker: its client lives on its runtime.
 ///
@@ -29,11 +28,22 @@ pub(super) struct Reads {
 }
 
 const CHANGE_COUNTS: usize = 64;
+/// How often somebody joins a read, or begins one for others: each time but the first because who began it has left. Then it
+/// reads alone, so that whoever comes and goes delays nobody for long.
+const JOINS_MAX: usize = 2;
 
 struct Entry {
     material: Material,
     before: Arc<Before>,
-    reading: WeakShared<Waited>,
+    waiting: Waiting,
+}
+
+/// One's part in a read.
+enum Turn {
+    /// It reads, for itself and for who joins.
+    Begin(Leaving),
+    /// It waits for what another reads.
+    Wait(oneshot::Receiver<Ended>),
 }
 
 impl Reads {
@@ -53,65 +63,96 @@ impl Reads {
         self.changes[place(key)].load(Ordering::Acquire)
     }
 
-    /// Joins the read of this address that is under way, or begins one. It ends when nobody waits for it any more.
+    /// Waits for the read of this address that is under way, or reads. It ends when who began it leaves: then those who wait
+    /// begin one anew.
     ///
-    /// Whoever joins gets what Redis held before it came, so `before`, which says what this process held and had changed
-    /// when the read began, is that of the one who began it. Where something was removed since, or the key's like was
-    /// stored, nobody joins. Also tells whether the read was under way.
-    pub(super) fn join<F>(
+    /// Whoever joins gets what Redis held before it came, so the [`Before`] that comes with it is that of the one who began
+    /// it. Where something was removed since, or the key's like was stored, nobody joins. Also tells whether another read.
+    ///
+    /// Who reads is not woken by its own end, as each of those who wait for a `Shared` future is: a connection that is woken
+    /// once more than there is something to do is 2,000 instructions.
+    pub(super) async fn join<F>(
         self: &Arc<Self>,
         worker: WorkerId,
         address: &Address,
         before: Before,
-        read: impl FnOnce() -> F,
-    ) -> (Reading, bool)
+        read: impl Fn() -> F,
+    ) -> (Ended, bool)
     where
-        F: Future<Output = ReadOf> + Send + 'static,
+        F: Future<Output = ReadOf>,
     {
+        let before = Arc::new(before);
+        for _ in 0..JOINS_MAX {
+            match self.turn(worker, address, &before) {
+                Turn::Begin(leaving) => {
+                    let ended = (before, read().await);
+                    leaving.tell(&ended);
+                    return (ended, false);
+                }
+                Turn::Wait(told) => {
+                    if let Ok(ended) = told.await {
+                        return (ended, true);
+                    }
+                }
+            }
+        }
+        ((before, read().await), false)
+    }
+
+    fn turn(self: &Arc<Self>, worker: WorkerId, address: &Address, before: &Arc<Before>) -> Turn {
         let mut under_way = self.of(worker);
-        let changes = (before.removals, before.changes);
         let may_join = |entry: &&Entry| {
-            entry.material == address.material && (entry.before.removals, entry.before.changes) == changes
+            entry.material == address.material
+                && (entry.before.removals, entry.before.changes) == (before.removals, before.changes)
         };
-        let known = under_way.get(&address.key).filter(may_join);
-        if let Some(reading) = known.and_then(|entry| entry.reading.upgrade()) {
-            return (reading, true);
+        if let Some(entry) = under_way.get(&address.key).filter(may_join) {
+            let (tell, told) = oneshot::channel();
+            locked(&entry.waiting).push(tell);
+            return Turn::Wait(told);
         }
-        let (before, read) = (Arc::new(before), read());
-        let leaving = Leaving { reads: Arc::clone(self), worker, key: address.key, before: Arc::clone(&before) };
-        let began = Arc::clone(&before);
-        let reading: Waited = pinned(move || async move {
-            let _leaving = leaving;
-            (began, read.await)
-        });
-        let reading = reading.shared();
-        if let Some(weak) = reading.downgrade() {
-            under_way.insert(address.key, Entry { material: address.material.clone(), before, reading: weak });
-        }
-        (reading, false)
+        let waiting = Waiting::default();
+        let (material, before) = (address.material.clone(), Arc::clone(before));
+        under_way.insert(address.key, Entry { material, before, waiting: Arc::clone(&waiting) });
+        Turn::Begin(Leaving { reads: Arc::clone(self), worker, key: address.key, waiting })
     }
 
     fn of(&self, worker: WorkerId) -> MutexGuard<'_, HashMap<CacheKey, Entry>> {
-        self.under_way[worker.0].lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.under_way[worker.0])
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn place(key: &CacheKey) -> usize {
     usize::from(key.as_bytes()[0]) % CHANGE_COUNTS
 }
 
-/// Takes a read that has ended, or that nobody waits for, out of those under way; not another in its place.
+/// Takes a read that has ended, or whose reader has left, out of those under way; not another in its place.
 struct Leaving {
     reads: Arc<Reads>,
     worker: WorkerId,
     key: CacheKey,
-    before: Arc<Before>,
+    waiting: Waiting,
+}
+
+impl Leaving {
+    /// Tells everybody who waits. Nobody joins any more.
+    fn tell(self, ended: &Ended) {
+        let waiting = Arc::clone(&self.waiting);
+        drop(self);
+        for tell in std::mem::take(&mut *locked(&waiting)) {
+            // It may have left.
+            let _ = tell.send(ended.clone());
+        }
+    }
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
         let mut under_way = self.reads.of(self.worker);
-        if under_way.get(&self.key).is_some_and(|entry| Arc::ptr_eq(&entry.before, &self.before)) {
+        if under_way.get(&self.key).is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.waiting)) {
             under_way.remove(&self.key);
         }
     }
@@ -119,8 +160,10 @@ impl Drop for Leaving {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::{Pin, pin};
     use std::sync::atomic::AtomicUsize;
 
+    use futures_util::future::poll_immediate;
     use tokio::sync::Notify;
 
     use super::*;
@@ -128,85 +171,111 @@ mod tests {
     /// Counts the reads that were begun, and lets none end before it is told to.
     struct World {
         reads: Arc<Reads>,
-        begun: Arc<AtomicUsize>,
-        end: Arc<Notify>,
+        begun: AtomicUsize,
+        end: Notify,
     }
 
     impl World {
         fn new() -> Self {
-            Self { reads: Reads::new(1), begun: Arc::default(), end: Arc::default() }
+            Self { reads: Reads::new(1), begun: AtomicUsize::new(0), end: Notify::new() }
         }
 
-        fn join(&self, material: &[u8], removals: u64) -> Reading {
+        /// One who asks; it begins when it is first polled.
+        async fn ask(&self, material: &[u8], removals: u64) -> (Ended, bool) {
             let address = Address { key: CacheKey::of(b"one"), material: material.into() };
-            let (begun, end) = (Arc::clone(&self.begun), Arc::clone(&self.end));
             let before = Before { removals, changes: 0, held: None };
-            let (reading, _) = self.reads.join(WorkerId(0), &address, before, || async move {
-                begun.fetch_add(1, Ordering::Relaxed);
-                end.notified().await;
+            let read = || async {
+                self.begun.fetch_add(1, Ordering::Relaxed);
+                self.end.notified().await;
                 Ok(None)
-            });
-            reading
+            };
+            self.reads.join(WorkerId(0), &address, before, read).await
         }
 
         fn begun(&self) -> usize {
             self.begun.load(Ordering::Relaxed)
         }
+
+        fn is_idle(&self) -> bool {
+            self.reads.of(WorkerId(0)).is_empty()
+        }
+    }
+
+    /// Lets it go as far as it gets without being told anything.
+    async fn waits(asking: Pin<&mut impl Future<Output = (Ended, bool)>>) -> bool {
+        poll_immediate(asking).await.is_none()
     }
 
     #[tokio::test]
     async fn who_asks_meanwhile_waits_for_the_same_read() {
         let world = World::new();
-        let (one, other) = (world.join(b"a", 0), world.join(b"a", 0));
+        let (mut one, mut other) = (pin!(world.ask(b"a", 0)), pin!(world.ask(b"a", 0)));
+        assert!(waits(one.as_mut()).await && waits(other.as_mut()).await);
         world.end.notify_one();
         let (one, other) = tokio::join!(one, other);
-        assert!(Arc::ptr_eq(&one.0, &other.0) && matches!(one.1, Ok(None)));
-        assert_eq!(world.begun(), 1);
-        assert!(world.reads.of(WorkerId(0)).is_empty());
+        assert!(Arc::ptr_eq(&one.0.0, &other.0.0) && matches!(other.0.1, Ok(None)));
+        assert_eq!((one.1, other.1, world.begun(), world.is_idle()), (false, true, 1, true));
         world.end.notify_one();
-        world.join(b"a", 0).await.1.unwrap();
+        world.ask(b"a", 0).await.0.1.unwrap();
         assert_eq!(world.begun(), 2);
     }
 
     #[tokio::test]
     async fn nobody_joins_after_a_removal_or_for_another_address() {
         let world = World::new();
-        let all = [world.join(b"a", 0), world.join(b"b", 0), world.join(b"a", 1)];
-        let end_them = async {
-            loop {
-                world.end.notify_one();
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            _ = futures_util::future::join_all(all) => {}
-            () = end_them => {}
-        }
+        let (mut one, mut two, mut three) =
+            (pin!(world.ask(b"a", 0)), pin!(world.ask(b"b", 0)), pin!(world.ask(b"a", 1)));
+        assert!(waits(one.as_mut()).await && waits(two.as_mut()).await && waits(three.as_mut()).await);
         assert_eq!(world.begun(), 3);
-        assert!(world.reads.of(WorkerId(0)).is_empty());
+        world.end.notify_waiters();
+        let ended = tokio::join!(one, two, three);
+        assert_eq!((ended.0.1, ended.1.1, ended.2.1, world.is_idle()), (false, false, false, true));
     }
 
     #[tokio::test]
-    async fn one_that_ends_leaves_the_one_in_its_place() {
+    async fn one_that_ends_leaves_the_one_in_its_place_and_tells_its_own() {
         let world = World::new();
-        let (old, new) = (world.join(b"a", 0), world.join(b"a", 1));
+        let (mut old, mut waiting) = (pin!(world.ask(b"a", 0)), pin!(world.ask(b"a", 0)));
+        assert!(waits(old.as_mut()).await && waits(waiting.as_mut()).await);
+        let mut new = Box::pin(world.ask(b"a", 1));
+        assert!(waits(new.as_mut()).await);
         world.end.notify_one();
-        drop(old.await);
-        assert_eq!(world.reads.of(WorkerId(0)).len(), 1);
+        let (old, waiting) = tokio::join!(old, waiting);
+        assert!(Arc::ptr_eq(&old.0.0, &waiting.0.0));
+        assert_eq!((world.begun(), world.is_idle()), (2, false));
         drop(new);
-        assert!(world.reads.of(WorkerId(0)).is_empty());
+        assert!(world.is_idle());
     }
 
     #[tokio::test]
-    async fn one_that_nobody_waits_for_ends() {
+    async fn who_waits_for_one_that_leaves_reads_itself_and_the_others_wait_for_it() {
         let world = World::new();
-        let reading = world.join(b"a", 0);
-        let polled = futures_util::future::poll_immediate(reading.clone()).await;
-        assert!(polled.is_none() && world.begun() == 1);
-        drop(reading);
-        assert!(world.reads.of(WorkerId(0)).is_empty());
-        world.end.notify_one();
-        world.join(b"a", 0).await.1.unwrap();
+        let mut first = Box::pin(world.ask(b"a", 0));
+        let (mut second, mut third) = (pin!(world.ask(b"a", 0)), pin!(world.ask(b"a", 0)));
+        assert!(waits(first.as_mut()).await && waits(second.as_mut()).await && waits(third.as_mut()).await);
+        drop(first);
+        assert!(waits(second.as_mut()).await && waits(third.as_mut()).await);
         assert_eq!(world.begun(), 2);
+        world.end.notify_one();
+        let (second, third) = tokio::join!(second, third);
+        assert_eq!((second.1, third.1, world.begun(), world.is_idle()), (false, true, 2, true));
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_two_that_left_reads_alone() {
+        let world = World::new();
+        let mut waiting = pin!(world.ask(b"a", 0));
+        for _ in 0..JOINS_MAX {
+            let mut leaving = Box::pin(world.ask(b"a", 0));
+            assert!(waits(leaving.as_mut()).await && waits(waiting.as_mut()).await);
+            drop(leaving);
+        }
+        // Somebody else reads; it is not waited for.
+        let mut other = Box::pin(world.ask(b"a", 0));
+        assert!(waits(other.as_mut()).await && waits(waiting.as_mut()).await);
+        assert_eq!(world.begun(), JOINS_MAX + 2);
+        drop(other);
+        world.end.notify_one();
+        assert!(!waiting.await.1 && world.is_idle());
     }
 }
