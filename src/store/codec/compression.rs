@@ -25,6 +25,8 @@ const LEVEL: i32 = 1;
 /// few symbols, such as hexadecimal digits, stays as it is.
 const SHORT: usize = 2 << 10;
 const BLOCK_MAX: usize = lz4::get_maximum_output_size(SHORT);
+/// No byte of a block yields more: of a match's length each says 255 at most.
+const BLOCK_YIELD_MAX: u64 = 255;
 /// What must be saved of a body: one part in so many.
 const SAVED_MIN: usize = 10;
 /// The block that is tried first, and the length of body from which on it is: then it costs at most a quarter more.
@@ -172,6 +174,9 @@ fn decompress(frame: &[u8], length: u64) -> Result<Bytes, Unreadable> {
 
 /// The content of a block that yields this length.
 fn decompress_block(block: &[u8], length: u64) -> Result<Bytes, Unreadable> {
+    if length > block.len() as u64 * BLOCK_YIELD_MAX {
+        return Err(Unreadable::Malformed);
+    }
     let (length, mut body) = room_for(length)?;
     body.resize(length, 0);
     let decompressed = lz4::decompress_into(block, &mut body);
