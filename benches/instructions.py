@@ -49,7 +49,8 @@ Priority: u=1, i\r
 """
 
 # What a case asks for: its N, its keys (0: each request has a key of its own), the client's further fields, the stores, the
-# routes beside the one asked for. What the start takes for so many of them differs by some millions: the larger N.
+# routes beside the one asked for, which differ from it by a number at the end of a segment. What the start takes for so many
+# of them differs by some millions from run to run: hence the larger N.
 CASES = {
     "hit": (1000, 1, "", "memory", 0),
     "hit-browser-head": (1000, 1, BROWSER, "memory", 0),
@@ -175,7 +176,9 @@ url = "http://127.0.0.1:{origin}"
 path = "/{{*rest}}"
 """
     for at in range(routes):
-        text += f'[[route]]\npath = "/v1/shop{at}/products/{{id}}"\n'
+        text += f'[[route]]\npath = "/v1/products{at}/{{id}}"\n'
+    if routes:
+        text += '[[route]]\npath = "/v1/products/{id}"\n'
     if stores == "redis":
         text += '\n[memory]\nmax_size = "0"\n'
     if stores != "memory":

@@ -1,6 +1,7 @@
 //! Keeps and removes responses in both tiers, with the marker of a key whose responses vary.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -75,6 +76,8 @@ impl Store {
     pub(super) fn remove_key(&self, worker: WorkerId, base: &Address, key: CacheKey) {
         if let Some(redis) = &self.redis {
             redis.change(worker, base.key, key, Waiting::Unlink);
+            // Once more: a read that began since the removal was first counted may have missed that the key is to be deleted.
+            self.removals.fetch_add(1, Ordering::AcqRel);
         }
         self.memory.remove(&key);
     }

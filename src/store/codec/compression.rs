@@ -25,8 +25,6 @@ const LEVEL: i32 = 1;
 /// few symbols, such as hexadecimal digits, stays as it is.
 const SHORT: usize = 2 << 10;
 const BLOCK_MAX: usize = lz4::get_maximum_output_size(SHORT);
-/// No byte of a block yields more: of a match's length each says 255 at most.
-const BLOCK_YIELD_MAX: u64 = 255;
 /// What must be saved of a body: one part in so many.
 const SAVED_MIN: usize = 10;
 /// The block that is tried first, and the length of body from which on it is: then it costs at most a quarter more.
@@ -172,9 +170,9 @@ fn decompress(frame: &[u8], length: u64) -> Result<Bytes, Unreadable> {
     if decompressed.is_ok_and(|yielded| yielded == length) { Ok(body.into()) } else { Err(Unreadable::Malformed) }
 }
 
-/// The content of a block that yields this length.
+/// The content of a block that yields this length: that of a short body, for there are no others.
 fn decompress_block(block: &[u8], length: u64) -> Result<Bytes, Unreadable> {
-    if length > block.len() as u64 * BLOCK_YIELD_MAX {
+    if length >= SHORT as u64 {
         return Err(Unreadable::Malformed);
     }
     let (length, mut body) = room_for(length)?;
@@ -243,6 +241,17 @@ mod tests {
             let body = Bytes::from(incompressible);
             assert!(StoredBody::compressed(body.clone()) == StoredBody::identity(body), "{length}");
         }
+    }
+
+    #[test]
+    fn a_block_that_saves_less_than_a_tenth_is_not_kept() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut repeating = |repeated: usize| {
+            let once = letters(&mut random, 1500 - repeated);
+            [&once[..], &once[..repeated]].concat()
+        };
+        assert!(block(&repeating(100)).is_none());
+        assert!(block(&repeating(200)).is_some());
     }
 
     #[test]
@@ -343,6 +352,9 @@ mod tests {
         // Four literals, then a match that begins before them and would go on for 255 bytes each.
         check(&[&b"\x4fabcd\x05\0"[..], &[255; 4000], b"\0"].concat(), length);
         assert_eq!(decompress_block(&block, length), Ok(body.into()));
+        let longest = lz4::compress(&[b'a'; SHORT]);
+        check(&longest, SHORT as u64);
+        assert!(decompress_block(&lz4::compress(&[b'a'; SHORT - 1]), SHORT as u64 - 1).is_ok());
     }
 
     /// Blocks with some bytes changed, cut or added, and random ones: none panics, and what they yield is as long as declared.
