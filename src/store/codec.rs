@@ -155,7 +155,7 @@ pub fn encode_response(
     write_selecting(&mut out, &response.selecting);
     out.bytes(&response.place.material);
     write_fields(&mut out, &response.fields);
-    write_coding(&mut out, body.coding);
+    body.coding.write(&mut out);
     match detached {
         Some(detached) => {
             out.u64(detached.length);
@@ -201,14 +201,14 @@ pub fn decode(record: &Bytes, body_max: u64, seal: &Seal) -> Result<Record, Unre
     let decoded = match head[2] {
         kind if kind == Kind::Response as u8 => {
             let (mut response, material) = read_response(&mut input)?;
-            let coding = read_coding(&mut input)?;
+            let coding = Coding::read(&mut input)?;
             response.body = input.shared_rest();
             check_lengths(response.body.len() as u64, coding, body_max)?;
             return Ok(Record::Response { response: Arc::new(response), material, detached: None, coding });
         }
         kind if kind == Kind::ResponseDetached as u8 => {
             let (response, material) = read_response(&mut input)?;
-            let coding = read_coding(&mut input)?;
+            let coding = Coding::read(&mut input)?;
             let detached = Detached { length: input.u64()?, digest: input.array()? };
             check_lengths(detached.length, coding, body_max)?;
             if detached.length == 0 {
@@ -331,29 +331,6 @@ fn read_fields(input: &mut Reader<'_>) -> Result<StoredFields, Unreadable> {
         }
     }
     Ok(fields.into())
-}
-
-fn write_coding(out: &mut Writer, coding: Coding) {
-    match coding {
-        Coding::Identity => out.u8(0),
-        Coding::Zstd { length } => {
-            out.u8(1);
-            out.u64(length);
-        }
-        Coding::Lz4 { length } => {
-            out.u8(2);
-            out.u64(length);
-        }
-    }
-}
-
-fn read_coding(input: &mut Reader<'_>) -> Result<Coding, Unreadable> {
-    match input.u8()? {
-        0 => Ok(Coding::Identity),
-        1 => Ok(Coding::Zstd { length: input.u64()? }),
-        2 => Ok(Coding::Lz4 { length: input.u64()? }),
-        _ => Err(Unreadable::Malformed),
-    }
 }
 
 fn field_name(bytes: &[u8]) -> Result<HeaderName, Unreadable> {

@@ -11,6 +11,8 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe;
 
 use super::Unreadable;
+use super::read::Reader;
+use super::write::Writer;
 use crate::fields::list;
 use crate::stored::{StoredFields, StoredResponse};
 
@@ -71,6 +73,27 @@ pub enum Coding {
         /// The length of what was received, in bytes.
         length: u64,
     },
+}
+
+impl Coding {
+    pub(super) fn write(self, out: &mut Writer) {
+        let (kind, length) = match self {
+            Self::Identity => return out.u8(0),
+            Self::Zstd { length } => (1, length),
+            Self::Lz4 { length } => (2, length),
+        };
+        out.u8(kind);
+        out.u64(length);
+    }
+
+    pub(super) fn read(input: &mut Reader<'_>) -> Result<Self, Unreadable> {
+        match input.u8()? {
+            0 => Ok(Self::Identity),
+            1 => Ok(Self::Zstd { length: input.u64()? }),
+            2 => Ok(Self::Lz4 { length: input.u64()? }),
+            _ => Err(Unreadable::Malformed),
+        }
+    }
 }
 
 /// A body as Redis holds it.
