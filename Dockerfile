@@ -6,6 +6,7 @@ RUN apt-get update \
 WORKDIR /src
 # The dependencies alone, with an empty crate in our place: a layer that only a change of Cargo.lock makes anew.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r src
