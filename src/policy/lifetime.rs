@@ -21,6 +21,8 @@ pub const HEURISTIC_MAX: Duration = Duration::from_hours(24);
 pub struct Origin {
     /// The directives of the targeted field where there is a valid one, else of `Cache-Control` (RFC 9213 §2.1).
     pub control: CacheControl,
+    /// Its `Date`, where that is valid.
+    pub date: Option<Timestamp>,
     /// A targeted field replaces `Expires` too.
     is_targeted: bool,
 }
@@ -50,10 +52,10 @@ pub enum Source {
 impl Origin {
     /// Reads the fields of a response.
     pub fn of(fields: &HeaderMap, rules: &Rules) -> Self {
-        match targeted(fields, &rules.targeted_fields) {
-            Some(control) => Self { control, is_targeted: true },
-            None => Self { control: CacheControl::of_response(fields), is_targeted: false },
-        }
+        let targeted = targeted(fields, &rules.targeted_fields);
+        let is_targeted = targeted.is_some();
+        let control = targeted.unwrap_or_else(|| CacheControl::of_response(fields));
+        Self { control, date: date::date(fields), is_targeted }
     }
 
     /// The explicit freshness lifetime (RFC 9111 §4.2.1).
@@ -62,7 +64,7 @@ impl Origin {
         if directive.is_some() || self.is_targeted {
             return directive;
         }
-        date::expires(fields).map(|expires| expires.since(date::date(fields).unwrap_or(received)))
+        date::expires(fields).map(|expires| expires.since(self.date.unwrap_or(received)))
     }
 }
 
@@ -78,7 +80,7 @@ pub fn freshness(
     jitter: f64,
     rules: &Rules,
 ) -> (Freshness, Source) {
-    let initial_age = initial_age(fields, times);
+    let initial_age = initial_age(fields, origin, times);
     let explicit = origin.explicit_lifetime(fields, times.response);
     let granted = route_ttl(status, rules).map(|ttl| shortened(ttl, jitter * rules.ttl_jitter) + initial_age);
     let heuristic = || heuristic_lifetime(status, fields, origin, times.response, rules);
@@ -126,16 +128,16 @@ fn heuristic_lifetime(
         return None;
     }
     let modified = date::parse(fields.get(LAST_MODIFIED)?)?;
-    let unmodified_for = date::date(fields).unwrap_or(received).since(modified);
+    let unmodified_for = origin.date.unwrap_or(received).since(modified);
     let lifetime = unmodified_for.mul_f64(rules.heuristic.min(1.0)).min(HEURISTIC_MAX);
     (!lifetime.is_zero()).then_some(lifetime)
 }
 
 /// The corrected initial age (RFC 9111 §4.2.3).
-fn initial_age(fields: &HeaderMap, times: Times) -> Duration {
+fn initial_age(fields: &HeaderMap, origin: &Origin, times: Times) -> Duration {
     // `Date` names a whole second, of which the response may come from the very end: what lies within it is not age.
     let apparent =
-        date::date(fields).map_or(Duration::ZERO, |date| times.response.since(date.plus(Duration::from_millis(999))));
+        origin.date.map_or(Duration::ZERO, |date| times.response.since(date.plus(Duration::from_millis(999))));
     let corrected = age(fields) + times.response.since(times.request);
     apparent.max(corrected)
 }
@@ -327,7 +329,11 @@ mod tests {
         let check = |text, delay: i64, expected| {
             let fields = fields(text);
             let times = Times { request: at(-delay), response: NOW };
-            assert_eq!(initial_age(&fields, times).as_millis(), expected, "{text} {delay}");
+            assert_eq!(
+                initial_age(&fields, &Origin::of(&fields, &Rules::default()), times).as_millis(),
+                expected,
+                "{text} {delay}"
+            );
         };
         check("", 0, 0);
         check("", 3, 3_000);

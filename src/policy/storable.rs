@@ -34,8 +34,8 @@ pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap,
         .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source))
         .or_else(|| is_asked_once(exchange, rules).then_some(NotStored::AskedOnce));
     remove_unstored(&mut fields, &origin.control, rules);
-    // RFC 9110 §6.6.1: a response without a valid date gets the time of its reception.
-    if fields.get(DATE).and_then(date::parse).is_none() {
+    // RFC 9110 §6.6.1: a response without a valid date, or whose date is not to be stored, gets the time of its reception.
+    if origin.date.is_none() || !fields.contains_key(DATE) {
         fields.insert(DATE, date::format(exchange.response_time));
     }
     let response = StoredResponse {
@@ -111,12 +111,13 @@ fn useless(
     if source == Source::Nobody && !(is_heuristically_cacheable(status) || control.public) {
         return Some(NotStored::StatusNotCacheable);
     }
+    let usable_for = freshness.lifetime + explicit_window(control, freshness.stale_use, source);
+    if freshness.stale_use != StaleUse::AlwaysValidate && usable_for > freshness.initial_age {
+        return None;
+    }
     // What is stale or `no-cache` from the start is of use to be validated; an error is not worth that.
     let is_error = status.is_client_error() || status.is_server_error();
-    let is_validated = !is_error && !Validators::of(fields).is_empty();
-    let usable_for = freshness.lifetime + explicit_window(control, freshness.stale_use, source);
-    let is_used = freshness.stale_use != StaleUse::AlwaysValidate && usable_for > freshness.initial_age;
-    (!is_validated && !is_used).then_some(NotStored::NoFreshness)
+    (is_error || Validators::of(fields).is_empty()).then_some(NotStored::NoFreshness)
 }
 
 /// Whether the route waits with storing until its key is asked for again.
@@ -405,5 +406,8 @@ mod tests {
         check("200", "Thu, 01 Jan 2026 00:00:00 GMT");
         check("200 | date: foo", "Thu, 01 Jan 2026 00:00:00 GMT");
         check("200 | date: {-1}", "Wed, 31 Dec 2025 23:59:59 GMT");
+        // One that is not to be stored is as good as none.
+        check("200 | date: {-1} | connection: date", "Thu, 01 Jan 2026 00:00:00 GMT");
+        check("200 | date: {-1} | cache-control: no-cache=date", "Thu, 01 Jan 2026 00:00:00 GMT");
     }
 }

@@ -168,7 +168,14 @@ impl Visit {
             upstream: None,
         };
         let telemetry = Arc::clone(telemetry);
-        Self(Box::new(Ending { record, begun: Instant::now(), ended: None, is_taken: false, telemetry }))
+        Self(Box::new(Ending {
+            record,
+            begun: Instant::now(),
+            ended: None,
+            ends_with_head: false,
+            is_taken: false,
+            telemetry,
+        }))
     }
 
     /// The response for the server: the record is made when its content ends or is dropped.
@@ -179,9 +186,13 @@ impl Visit {
             head.headers_mut().append(CACHE_STATUS, cache_status.to_value());
         }
         let mut body = Body { content, ending: None };
-        let until_head = ending.begun.elapsed();
+        // What is there whole leaves with its head, but for HTTP/2's windows: one look at the clock tells of both.
+        let is_whole = matches!(body.content, Content::Empty | Content::Whole(_));
+        ending.ends_with_head = is_whole && ending.record.version != Version::HTTP_2;
+        if !ending.ends_with_head {
+            ending.record.until_head = ending.begun.elapsed();
+        }
         let record = &mut ending.record;
-        record.until_head = until_head;
         record.status = head.status();
         record.cache_status = cache_status;
         record.upstream = upstream;
@@ -199,6 +210,8 @@ struct Ending {
     begun: Instant,
     /// Where whoever drops it has looked at the clock already.
     ended: Option<Instant>,
+    /// Whether the head leaves no earlier than the end.
+    ends_with_head: bool,
     /// Whether somebody has taken the answer, so that its end is to be told.
     is_taken: bool,
     telemetry: Arc<Telemetry>,
@@ -208,6 +221,9 @@ impl Drop for Ending {
     fn drop(&mut self) {
         if self.is_taken {
             self.record.duration = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.begun);
+            if self.ends_with_head {
+                self.record.until_head = self.record.duration;
+            }
             self.telemetry.record(&self.record);
         }
     }

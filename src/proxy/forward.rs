@@ -41,6 +41,9 @@ const NEEDED: [&str; 11] = [
 /// The fields that the proxy adds, Host among them.
 const OWN_FIELDS_MAX: usize = 6;
 
+/// Text of the longest address, an IPv6 one that ends like one of IPv4.
+const ADDRESS_BYTES_MAX: usize = 45;
+
 /// What the cache obeys, though the upstream need not see it.
 const OBEYED: [HeaderName; 2] = [CACHE_CONTROL, PRAGMA];
 
@@ -78,18 +81,18 @@ pub fn fields(
     caching: Option<&Caching>,
     own: &Pseudonym,
 ) -> HeaderMap {
-    let mut fields = parts.headers.clone();
-    // Room for all that follows: a clone has none to spare, and would grow for each.
-    fields.reserve(OWN_FIELDS_MAX);
+    // With room for all that follows: a clone has none to spare, and would grow for each.
+    let mut fields = HeaderMap::try_with_capacity(parts.headers.keys_len() + OWN_FIELDS_MAX).unwrap_or_default();
+    // The proxy has answered an expectation itself (RFC 9110 §10.1.1), and says by itself whom it asks.
+    for (name, value) in parts.headers.iter().filter(|(name, _)| **name != HOST && **name != EXPECT) {
+        fields.append(name, value.clone());
+    }
     if caching.is_none() {
         hop_by_hop::remove(&mut fields);
         if !sender.trusted {
             forwarding::remove_claims(&mut fields);
         }
     }
-    fields.remove(HOST);
-    // The proxy has answered the expectation itself (RFC 9110 §10.1.1).
-    fields.remove(EXPECT);
     if let Some(ForwardFields::Only(names)) = route.map(|route| &route.forward_headers) {
         keep_only(&mut fields, names, caching, &[]);
     }
@@ -158,7 +161,7 @@ fn is_keyed(name: &HeaderName, caching: &Caching) -> bool {
 }
 
 fn add_own(fields: &mut HeaderMap, sender: &Sender, host: Option<&Authority>) {
-    let mut chain = Vec::new();
+    let mut chain = Vec::with_capacity(ADDRESS_BYTES_MAX);
     // A trusted proxy may have put its own hop on a line of its own: the last line is the one that counts.
     for before in fields.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
         chain.extend_from_slice(before.as_bytes());

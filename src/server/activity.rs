@@ -182,7 +182,8 @@ impl Activity {
     /// client's windows have no room for. So what is more than a frame of control counts as activity.
     pub fn write_progressed(&self, bytes: usize) {
         let is_http2 = self.is_http2.load(Relaxed);
-        if self.blocked_since.is_set() {
+        let was_blocked = self.blocked_since.is_set();
+        if was_blocked {
             let blocked = self.blocked_since.ago(self.accepted.elapsed()).filter(|_| !is_http2);
             blocked.into_iter().for_each(|blocked| self.pace.waited(blocked));
             self.blocked_since.clear();
@@ -197,7 +198,8 @@ impl Activity {
             // Answers to frames of control are no longer than those were.
             let asked = self.asked_idle.load(Relaxed);
             self.asked_idle.store(asked.saturating_sub(bytes), Relaxed);
-            if bytes > asked.saturating_add(CONTROL_FRAMES) {
+            // An HTTP/1 answer that nothing held up leaves as its request ends, which has looked at the clock.
+            if bytes > asked.saturating_add(CONTROL_FRAMES) && (is_http2 || was_blocked) {
                 self.idle_since.set(self.accepted.elapsed());
             }
         } else if is_http2 {

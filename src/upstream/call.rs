@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::balance::Candidate;
 use super::body::Holds;
-use super::connect::{PooledClient, Uses};
+use super::connect::{self, PooledClient, Uses};
 use super::error::Failure;
 use super::interim::Interims;
 use super::outgoing::{Progress, Source};
@@ -107,8 +107,16 @@ impl Call<'_> {
         if interims.are_too_many() {
             self.upstream.telemetry.limited(Limit::Interim);
         }
-        let was_used = Uses::begin(&connection);
-        let response = response.map_err(|failure| Failure { broke: failure.broke && was_used, ..failure })?;
+        let response = match response {
+            Ok(response) => {
+                Uses::begin(response.extensions());
+                response
+            }
+            Err(failure) => {
+                let was_used = Uses::begin(&connect::extras(&connection));
+                return Err(Failure { broke: failure.broke && was_used, ..failure });
+            }
+        };
         let fault = framing::fault(&response, asked_upgrade);
         if let Some(fault) = fault.or_else(|| interims.are_too_many().then_some(TOO_MANY_INTERIMS)) {
             // Where one response ends and the next begins is uncertain: nothing more is read from this connection.

@@ -67,14 +67,20 @@ pub(super) fn client(connector: Connector) -> PooledClient {
 pub(super) struct Uses(Arc<AtomicUsize>);
 
 impl Uses {
-    /// Counts one more on the connection; whether there were any before. Where nothing is known, there were none.
-    pub fn begin(connection: &CaptureConnection) -> bool {
-        let mut extras = Extensions::new();
-        if let Some(connected) = connection.connection_metadata().as_ref() {
-            connected.get_extras(&mut extras);
-        }
+    /// Counts one more on the connection that `extras` tell of; whether there were any before. Where nothing is known,
+    /// there were none.
+    pub fn begin(extras: &Extensions) -> bool {
         extras.get::<Self>().is_some_and(|Self(uses)| uses.fetch_add(1, Ordering::Relaxed) > 0)
     }
+}
+
+/// What the connector said of a connection that gave no response; a response has it among its own extensions.
+pub(super) fn extras(connection: &CaptureConnection) -> Extensions {
+    let mut extras = Extensions::new();
+    if let Some(connected) = connection.connection_metadata().as_ref() {
+        connected.get_extras(&mut extras);
+    }
+    extras
 }
 
 /// The protocols offered in a TLS handshake.
