@@ -1,6 +1,5 @@
 //! One fetch per key in this process: who leads, who follows, and how followers are freed.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::key::CacheKey;
+use crate::key::{CacheKey, KeyMap};
 use crate::telemetry::limits::Limit;
 
 /// Enough that workers seldom meet on one lock.
 const SHARDS: usize = 64;
 
 /// The fetches of some keys; a lock is held for one map operation.
-type Shard<T> = Mutex<HashMap<CacheKey, Led<T>>>;
+type Shard<T> = Mutex<KeyMap<Led<T>>>;
 
 /// A key's fetch.
 #[derive(Debug)]
@@ -150,7 +149,7 @@ impl<T: Clone> Inflight<T> {
 }
 
 impl<T> Inflight<T> {
-    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Led<T>>> {
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, KeyMap<Led<T>>> {
         let index = usize::from(key.as_bytes()[0]) % SHARDS;
         // A panic elsewhere cannot leave a map half changed, so poison tells nothing.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)

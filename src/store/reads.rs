@@ -1,6 +1,5 @@
 //! Reads from Redis that several requests wait for: one command for all who ask for the same key meanwhile.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::WorkerId;
 use super::find::{Before, ReadOf};
-use crate::key::{Address, CacheKey, Material};
+use crate::key::{Address, CacheKey, KeyMap, Material};
 
 /// What Redis held, and what this process held and had changed when the read began.
 type Ended = (Arc<Before>, ReadOf);
@@ -22,7 +21,7 @@ type Waiting = Arc<Mutex<Vec<oneshot::Sender<Ended>>>>;
 /// requests that come while Redis answers the first: with 64 connections on one such response, that is a fifth of the CPU time,
 /// and two thirds of Redis'.
 pub(super) struct Reads {
-    under_way: Box<[Mutex<HashMap<CacheKey, Entry>>]>,
+    under_way: Box<[Mutex<KeyMap<Entry>>]>,
     /// How often something was stored, by key; keys that share a count only join the less.
     changes: [AtomicU64; CHANGE_COUNTS],
 }
@@ -121,7 +120,7 @@ impl Reads {
         Turn::Begin(Leaving { reads: Arc::clone(self), worker, key: address.key, waiting })
     }
 
-    fn of(&self, worker: WorkerId) -> MutexGuard<'_, HashMap<CacheKey, Entry>> {
+    fn of(&self, worker: WorkerId) -> MutexGuard<'_, KeyMap<Entry>> {
         locked(&self.under_way[worker.0])
     }
 }

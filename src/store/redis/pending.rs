@@ -1,13 +1,12 @@
 //! What waits to be written to Redis, readable until Redis has acknowledged it.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::key::CacheKey;
+use crate::key::{CacheKey, KeyMap};
 use crate::store::slot::Slot;
 
 const SHARDS: usize = 16;
@@ -24,7 +23,7 @@ pub(crate) enum Waiting {
 /// The latest change of each key. A key in here is the duty of exactly one lane's queue.
 pub(super) struct Pending {
     /// Each guards the changes of its keys; never held across an await.
-    shards: [Mutex<HashMap<CacheKey, Change>>; SHARDS],
+    shards: [Mutex<KeyMap<Change>>; SHARDS],
     count: AtomicUsize,
     emptied: Notify,
 }
@@ -140,7 +139,7 @@ impl Pending {
         }
     }
 
-    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Change>> {
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, KeyMap<Change>> {
         let shard = usize::from(key.as_bytes()[0]) % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }

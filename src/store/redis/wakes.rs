@@ -1,6 +1,5 @@
 //! Who waits for another process' fetch, and how they are woken.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::RedisTier;
-use crate::key::CacheKey;
+use crate::key::{CacheKey, KeyMap};
 
 /// What woke one who waited for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +52,7 @@ pub(super) fn wake_channel(prefix: &str) -> String {
 #[derive(Default)]
 pub(super) struct Wakes {
     /// Guards who waits; held for one change or wake. It has a key for as long as someone waits for it.
-    waiting: Mutex<HashMap<CacheKey, watch::Sender<Option<Wake>>>>,
+    waiting: Mutex<KeyMap<watch::Sender<Option<Wake>>>>,
 }
 
 impl Wakes {
@@ -81,7 +80,7 @@ impl Wakes {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<CacheKey, watch::Sender<Option<Wake>>>> {
+    fn waiting(&self) -> MutexGuard<'_, KeyMap<watch::Sender<Option<Wake>>>> {
         // Nothing panics while it is held, so poison tells nothing.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
