@@ -1,7 +1,7 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
+.PHONY: build profiled test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
@@ -13,6 +13,10 @@ FUZZ_SECONDS ?= 60
 
 build:
 	cargo build --release --locked
+
+# The release build laid out by a profile of itself under load: target/profiled/aside (docs/performance.md).
+profiled: redis-server
+	benches/profiled.sh
 
 # Every test: unit, integration (real redis-server and valkey-server processes on free ports) and documentation.
 test: redis-server $(VALKEY)
@@ -62,8 +66,9 @@ fuzz:
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
 	done
 
+# PROFILED=1: with the build that `make profiled` makes.
 image:
-	docker build --tag $(IMAGE) .
+	docker build --tag $(IMAGE) $(if $(PROFILED),--build-arg PROFILED=1) .
 
 demo:
 	cargo run --release --locked -- demo

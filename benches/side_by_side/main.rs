@@ -69,7 +69,11 @@ fn compare(options: &Options) -> Result<(), String> {
         CASES.iter().filter(|case| options.case.is_empty() || options.case.iter().any(|name| name == case.name));
     let mut outcomes = Vec::new();
     for case in chosen {
-        outcomes.push(outcome(case, options));
+        let outcome = outcome(case, options);
+        if let Some(why) = outcome.rows.iter().find_map(|row| row.skipped.as_ref().filter(|_| options.alone)) {
+            return Err(format!("{}: {why}", case.name));
+        }
+        outcomes.push(outcome);
     }
     println!("\n{}", report::table(&outcomes));
     let told = json!({ "rounds": options.rounds, "seconds": options.seconds, "cases": report::json(&outcomes) });
@@ -81,15 +85,17 @@ fn compare(options: &Options) -> Result<(), String> {
 
 /// All rounds of a case, the contenders in turn, so that a machine that slows down does so for all.
 fn outcome(case: &'static Case, options: &Options) -> Outcome {
-    let row = |contender: &Contender| Row { contender: contender.name(), rounds: Vec::new(), skipped: None };
-    let mut rows: Vec<Row> = case.contenders.iter().map(row).collect();
+    let is_wanted = |contender: &&Contender| !options.alone || matches!(contender, Contender::Aside(_));
+    let contenders: Vec<&Contender> = case.contenders.iter().filter(is_wanted).collect();
+    let row = |contender: &&Contender| Row { contender: contender.name(), rounds: Vec::new(), skipped: None };
+    let mut rows: Vec<Row> = contenders.iter().map(row).collect();
     for round in 1..=options.rounds {
-        for (contender, row) in case.contenders.iter().zip(&mut rows) {
+        for (contender, row) in contenders.iter().zip(&mut rows) {
             // What is not installed in the first round is not in the next.
             if row.skipped.is_some() {
                 continue;
             }
-            let result = Stage::set(*contender, case.length, options).and_then(|stage| (case.run)(&stage));
+            let result = Stage::set(**contender, case.length, options).and_then(|stage| (case.run)(&stage));
             eprintln!("{} {round}/{} {}: {}", case.name, options.rounds, row.contender, told(case, &result));
             match result {
                 Ok(figures) => row.rounds.push(figures),

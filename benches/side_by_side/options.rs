@@ -28,6 +28,9 @@ pub struct Options {
     /// Where the figures of every round are written.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench/side_by_side.json"))]
     pub json: PathBuf,
+    /// aside without the others; a case that cannot be played is an error.
+    #[arg(long)]
+    pub alone: bool,
     /// Tells the cases.
     #[arg(long)]
     pub list: bool,
