@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Default)]
 pub struct Drain {
     begun: CancellationToken,
+    /// As `begun`, without its lock.
+    has_begun: AtomicBool,
     deadline: OnceLock<Instant>,
     cut_short: CancellationToken,
 }
@@ -19,12 +22,13 @@ impl Drain {
     /// Announces the end: what is under way has `within` to finish.
     pub fn begin(&self, within: Duration) {
         let _ = self.deadline.set(Instant::now() + within);
+        self.has_begun.store(true, Ordering::Release);
         self.begun.cancel();
     }
 
-    /// Whether it has begun.
+    /// Whether it has begun; true before anybody is told of it.
     pub fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+        self.has_begun.load(Ordering::Acquire)
     }
 
     /// Waits until it begins.

@@ -1,8 +1,11 @@
 //! What ends a connection besides itself: its time-outs, and the end of the process.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::activity::{Activity, Timer};
 use super::worker::Worker;
@@ -54,37 +57,64 @@ impl<'w> Watch<'w> {
         end: impl Fn(Pin<&mut F>) -> bool,
     ) -> Ended<F::Output> {
         let (worker, activity) = (self.worker, self.activity);
-        let mut is_ending = false;
-        let mut pause = Activity::interval(&worker.shared().generation.load().server.limits);
+        let limits = || worker.shared().generation.load();
+        let mut begun = pin!(worker.drain.begun());
+        let mut pause = pin!(sleep(Activity::interval(&limits().server.limits)));
+        let (mut is_ending, mut are_told) = (false, false);
         loop {
-            tokio::select! {
-                biased;
-                output = watched.as_mut() => return Ended::With(output),
-                () = worker.drain.begun(), if !is_ending => is_ending = true,
-                () = tokio::time::sleep(pause) => {
-                    let checked = activity.check(&worker.shared().generation.load().server.limits);
-                    match checked {
-                        // An HTTP/2 client that does not answer the good-bye is left.
-                        _ if is_ending && activity.is_idle_for(FAREWELL) => return Ended::Idle,
-                        Timer::Again(next) => {
-                            pause = if is_ending { FAREWELL } else { next };
-                            continue;
-                        }
-                        Timer::Stalled(limit) => {
-                            worker.shared().telemetry.limited(limit);
-                            return Ended::Stalled(format!("the client stalled: {}", limit.name()));
-                        }
-                        Timer::Idle => {
-                            worker.shared().telemetry.limited(Limit::IdleTimeout);
-                            is_ending = true;
-                        }
-                    }
+            // What else may end it knows whom to wake once it was looked at, and is looked at again when it has come: each look
+            // at the end of the process goes through locks that all connections share.
+            let woken = poll_fn(|context| {
+                if let Poll::Ready(output) = watched.as_mut().poll(context) {
+                    return Poll::Ready(Woken::By(output));
                 }
+                let is_drained = !is_ending && (!are_told || worker.drain.has_begun());
+                if is_drained && begun.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Woken::Drain);
+                }
+                if (!are_told || pause.is_elapsed()) && pause.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Woken::Pause);
+                }
+                are_told = true;
+                Poll::Pending
+            })
+            .await;
+            let mut rest = |span| {
+                pause.set(sleep(span));
+                are_told = false;
+            };
+            match woken {
+                Woken::By(output) => return Ended::With(output),
+                Woken::Drain => {}
+                // An HTTP/2 client that does not answer the good-bye is left.
+                Woken::Pause => match activity.check(&limits().server.limits) {
+                    _ if is_ending && activity.is_idle_for(FAREWELL) => return Ended::Idle,
+                    Timer::Again(next) => {
+                        rest(if is_ending { FAREWELL } else { next });
+                        continue;
+                    }
+                    Timer::Stalled(limit) => {
+                        worker.shared().telemetry.limited(limit);
+                        return Ended::Stalled(format!("the client stalled: {}", limit.name()));
+                    }
+                    Timer::Idle => worker.shared().telemetry.limited(Limit::IdleTimeout),
+                },
             }
-            pause = FAREWELL;
+            is_ending = true;
+            rest(FAREWELL);
             if !end(watched.as_mut()) {
                 return Ended::Idle;
             }
         }
     }
+}
+
+/// What a connection's task was woken by.
+enum Woken<T> {
+    /// What is watched over has ended.
+    By(T),
+    /// The process ends.
+    Drain,
+    /// It is time to look at the time-outs.
+    Pause,
 }
