@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use super::AccessLog;
 
-/// What may wait to be written, for each of the two logs: about 15,000 lines, should the disk or the terminal stall.
+/// What may wait to be written of a thread's requests, and of all events: about 15,000 lines, should the disk or the terminal
+/// stall.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Queues of access lines. With no more threads than these, none waits for another.
+const SHARDS: usize = 16;
 /// How long the writer lets lines gather, so that it is woken at most 200 times a second.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -30,8 +33,23 @@ pub(super) enum Log {
     Events,
 }
 
+/// A queue of access lines, by itself in its lines of the processor's cache.
+#[derive(Default)]
+#[repr(align(128))]
+struct Shard(Mutex<Vec<u8>>);
+
+thread_local! {
+    /// The thread's queue of access lines.
+    static SHARD: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Relaxed) % SHARDS
+    };
+}
+
 struct Shared {
-    /// What is queued and asked of the writer; held for a copy of a line, never while writing.
+    /// Access lines, those of a thread together and in order; each held for a copy of a line.
+    access: [Shard; SHARDS],
+    /// What else is queued and asked of the writer; never held while writing.
     queue: Mutex<Queue>,
     /// Wakes the writer.
     wake: Condvar,
@@ -42,7 +60,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    access: Vec<u8>,
+    /// Whether there are access lines.
+    has_access: bool,
     events: Vec<u8>,
     reopened: Option<Sink>,
     /// How often a flush was asked for, and how many of these are done.
@@ -95,6 +114,7 @@ impl LogWriter {
     /// Starts the thread.
     pub(super) fn start(sink: Sink) -> io::Result<Self> {
         let shared = Arc::new(Shared {
+            access: Default::default(),
             queue: Mutex::default(),
             wake: Condvar::new(),
             written: Condvar::new(),
@@ -107,20 +127,22 @@ impl LogWriter {
 
     /// Queues one line, newline included. Never waits for the writer: past the bound the line is dropped and counted.
     pub(super) fn push(&self, log: Log, line: &[u8]) {
-        let mut queue = self.shared.queue();
-        let was_empty = queue.access.is_empty() && queue.events.is_empty();
-        let lines = match log {
-            Log::Access => &mut queue.access,
-            Log::Events => &mut queue.events,
-        };
-        if lines.len() + line.len() > QUEUE_BYTES_MAX {
-            self.shared.dropped.fetch_add(1, Relaxed);
-            return;
-        }
-        lines.extend_from_slice(line);
-        drop(queue);
-        if was_empty {
-            self.shared.wake.notify_one();
+        match log {
+            Log::Access => {
+                let mut lines = self.shared.shard(SHARD.with(|shard| *shard));
+                let was_empty = lines.is_empty();
+                self.shared.append(&mut lines, line);
+                drop(lines);
+                // Until the writer has taken what is there, it knows of it: no lock that others take.
+                if was_empty {
+                    self.shared.queue().has_access = true;
+                    self.shared.wake.notify_one();
+                }
+            }
+            Log::Events => {
+                self.shared.append(&mut self.shared.queue().events, line);
+                self.shared.wake.notify_one();
+            }
         }
     }
 
@@ -161,13 +183,31 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn shard(&self, index: usize) -> MutexGuard<'_, Vec<u8>> {
+        self.access[index].0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, lines: &mut Vec<u8>, line: &[u8]) {
+        if lines.len() + line.len() > QUEUE_BYTES_MAX {
+            self.dropped.fetch_add(1, Relaxed);
+        } else {
+            lines.extend_from_slice(line);
+        }
+    }
+
     fn run(&self, mut sink: Sink) {
-        let (mut access, mut events) = (Vec::new(), Vec::new());
+        let (mut access, mut events) = (<[Vec<u8>; SHARDS]>::default(), Vec::new());
         loop {
-            let (asked, closing, reopened) = self.take(&mut access, &mut events);
-            let lost = sink.write(&access) + lost(&events, io::stderr().lock().write_all(&events));
-            self.dropped.fetch_add(lost, Relaxed);
-            access.clear();
+            let (asked, closing, reopened) = self.take(&mut events);
+            for (index, lines) in access.iter_mut().enumerate() {
+                // The empty buffer changes places with the full.
+                std::mem::swap(lines, &mut self.shard(index));
+                if !lines.is_empty() {
+                    self.dropped.fetch_add(sink.write(lines), Relaxed);
+                    lines.clear();
+                }
+            }
+            self.dropped.fetch_add(lost(&events, io::stderr().lock().write_all(&events)), Relaxed);
             events.clear();
             if let Some(reopened) = reopened {
                 sink = reopened;
@@ -180,14 +220,14 @@ impl Shared {
         }
     }
 
-    /// Waits for something to do, lets lines gather, and takes them: the empty buffers change places with the full.
-    fn take(&self, access: &mut Vec<u8>, events: &mut Vec<u8>) -> (u64, bool, Option<Sink>) {
+    /// Waits for something to do, lets lines gather, and takes the events. What access lines there are by then is taken after it.
+    fn take(&self, events: &mut Vec<u8>) -> (u64, bool, Option<Sink>) {
         let queue = self.queue();
         let idle = self.wake.wait_while(queue, |queue| queue.is_idle());
         let queue = idle.unwrap_or_else(PoisonError::into_inner);
         let gathering = self.wake.wait_timeout_while(queue, GATHER, |queue| !queue.is_urgent());
         let mut queue = gathering.unwrap_or_else(PoisonError::into_inner).0;
-        std::mem::swap(access, &mut queue.access);
+        queue.has_access = false;
         std::mem::swap(events, &mut queue.events);
         (queue.flushes, queue.closing, queue.reopened.take())
     }
@@ -195,7 +235,7 @@ impl Shared {
 
 impl Queue {
     const fn is_idle(&self) -> bool {
-        self.access.is_empty() && self.events.is_empty() && !self.is_urgent()
+        !self.has_access && self.events.is_empty() && !self.is_urgent()
     }
 
     const fn is_urgent(&self) -> bool {
@@ -219,6 +259,30 @@ mod tests {
         writer.flush(WAIT);
         assert_eq!(receiver.try_iter().collect::<Vec<_>>(), ["one", "two"]);
         assert_eq!(writer.dropped(), 1);
+    }
+
+    #[test]
+    fn no_line_of_any_thread_is_lost_or_torn() {
+        const LINES: usize = 2_000;
+        let (sender, receiver) = std::sync::mpsc::sync_channel(SHARDS * 2 * LINES);
+        let writer = LogWriter::start(Sink::Lines(sender)).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..SHARDS * 2 {
+                let writer = &writer;
+                scope.spawn(move || {
+                    (0..LINES).for_each(|line| writer.push(Log::Access, format!("{thread} {line}\n").as_bytes()));
+                });
+            }
+        });
+        writer.flush(WAIT);
+        let mut next = [0; SHARDS * 2];
+        for line in receiver.try_iter() {
+            let (thread, line) = line.split_once(' ').unwrap();
+            let next = &mut next[thread.parse::<usize>().unwrap()];
+            assert_eq!(line, next.to_string());
+            *next += 1;
+        }
+        assert_eq!((next, writer.dropped()), ([LINES; SHARDS * 2], 0));
     }
 
     #[test]
