@@ -13,7 +13,7 @@ candidates=("$(rustc --print target-libdir)/../bin/llvm-profdata" /usr/lib/llvm-
 for profdata in "${candidates[@]}" "$(command -v llvm-profdata || true)"; do
     [ ! -x "$profdata" ] || break
 done
-for program in redis-server wrk h2load "${profdata:-llvm-profdata}"; do
+for program in redis-server wrk h2load setpriv taskset "${profdata:-llvm-profdata}"; do
     command -v "$program" >/dev/null || { echo "$program is not installed: expected for a build by profile" >&2; exit 1; }
 done
 

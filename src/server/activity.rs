@@ -198,7 +198,8 @@ impl Activity {
             // Answers to frames of control are no longer than those were.
             let asked = self.asked_idle.load(Relaxed);
             self.asked_idle.store(asked.saturating_sub(bytes), Relaxed);
-            // An HTTP/1 answer that nothing held up leaves as its request ends, which has looked at the clock.
+            // An HTTP/1 answer that nothing held up leaves as its request ends, which has looked at the clock. (What hyper
+            // answers by itself is the last on its connection.)
             if bytes > asked.saturating_add(CONTROL_FRAMES) && (is_http2 || was_blocked) {
                 self.idle_since.set(self.accepted.elapsed());
             }
@@ -412,6 +413,20 @@ mod tests {
         check(&activity, 61, Timer::Stalled(Limit::IdleTimeout));
         activity.write_progressed(1);
         check(&activity, 61, AGAIN);
+    }
+
+    #[test]
+    fn an_http1_client_that_was_waited_for_is_idle_from_its_last_bytes_on() {
+        let activity = Arc::new(Activity::new());
+        for is_held_up in [false, true] {
+            drop(activity.begin(false));
+            activity.idle_since.clear();
+            if is_held_up {
+                activity.write_blocked();
+            }
+            activity.write_progressed(CONTROL_FRAMES + 1);
+            assert_eq!(activity.idle_since.is_set(), is_held_up);
+        }
     }
 
     fn http2() -> Arc<Activity> {

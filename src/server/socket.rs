@@ -105,6 +105,15 @@ impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
         self.poll_interim(context)
     }
 
+    /// The same; where the client does not take them, it is what hyper wants to write that waits.
+    fn poll_clear(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.poll_before_write(context);
+        if polled.is_pending() {
+            self.activity.write_blocked();
+        }
+        polled
+    }
+
     fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.writing.len() {
             match ready!(Pin::new(&mut self.inner).poll_write(context, &self.writing[self.written..]))? {
@@ -211,7 +220,7 @@ impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for ClientSocket<S, P> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S, P> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_before_write(context))?;
+        ready!(self.poll_clear(context))?;
         self.is_dirty = true;
         let polled = Pin::new(&mut self.inner).poll_write(context, buf);
         self.note(&polled);
@@ -223,7 +232,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S,
         context: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_before_write(context))?;
+        ready!(self.poll_clear(context))?;
         self.is_dirty = true;
         let polled = Pin::new(&mut self.inner).poll_write_vectored(context, bufs);
         self.note(&polled);
