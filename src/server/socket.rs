@@ -118,7 +118,10 @@ impl<S: AsyncWrite + Unpin, P> ClientSocket<S, P> {
         while self.written < self.writing.len() {
             match ready!(Pin::new(&mut self.inner).poll_write(context, &self.writing[self.written..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                bytes => self.written += bytes,
+                bytes => {
+                    self.activity.write_progressed(bytes);
+                    self.written += bytes;
+                }
             }
         }
         self.writing.clear();

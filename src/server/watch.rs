@@ -2,10 +2,11 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::task::unconstrained;
+use tokio::time::{Sleep, sleep};
 
 use super::activity::{Activity, Timer};
 use super::worker::Worker;
@@ -59,30 +60,24 @@ impl<'w> Watch<'w> {
         let (worker, activity) = (self.worker, self.activity);
         let limits = || worker.shared().generation.load();
         let mut begun = pin!(worker.drain.begun());
-        let mut pause = pin!(sleep(Activity::interval(&limits().server.limits)));
-        let (mut is_ending, mut are_told) = (false, false);
+        let pause = pin!(sleep(Activity::interval(&limits().server.limits)));
+        let mut alarm = Alarm::new(pause);
+        let (mut is_ending, mut is_told) = (false, false);
         loop {
-            // What else may end it knows whom to wake once it was looked at, and is looked at again when it has come: each look
-            // at the end of the process goes through locks that all connections share.
             let woken = poll_fn(|context| {
                 if let Poll::Ready(output) = watched.as_mut().poll(context) {
                     return Poll::Ready(Woken::By(output));
                 }
-                let is_drained = !is_ending && (!are_told || worker.drain.has_begun());
-                if is_drained && begun.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Woken::Drain);
+                // It knows whom to wake once it was looked at, which goes through locks that all connections share.
+                if !is_ending && (!is_told || worker.drain.has_begun()) {
+                    is_told = true;
+                    if begun.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(Woken::Drain);
+                    }
                 }
-                if (!are_told || pause.is_elapsed()) && pause.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(Woken::Pause);
-                }
-                are_told = true;
-                Poll::Pending
+                alarm.poll(context).map(|()| Woken::Pause)
             })
             .await;
-            let mut rest = |span| {
-                pause.set(sleep(span));
-                are_told = false;
-            };
             match woken {
                 Woken::By(output) => return Ended::With(output),
                 Woken::Drain => {}
@@ -90,7 +85,7 @@ impl<'w> Watch<'w> {
                 Woken::Pause => match activity.check(&limits().server.limits) {
                     _ if is_ending && activity.is_idle_for(FAREWELL) => return Ended::Idle,
                     Timer::Again(next) => {
-                        rest(if is_ending { FAREWELL } else { next });
+                        alarm.set(if is_ending { FAREWELL } else { next });
                         continue;
                     }
                     Timer::Stalled(limit) => {
@@ -101,7 +96,7 @@ impl<'w> Watch<'w> {
                 },
             }
             is_ending = true;
-            rest(FAREWELL);
+            alarm.set(FAREWELL);
             if !end(watched.as_mut()) {
                 return Ended::Idle;
             }
@@ -117,4 +112,54 @@ enum Woken<T> {
     Drain,
     /// It is time to look at the time-outs.
     Pause,
+}
+
+/// A timer that is looked at once, so that it knows whom to wake, and then only when it has come.
+struct Alarm<'p> {
+    sleep: Pin<&'p mut Sleep>,
+    is_told: bool,
+}
+
+impl<'p> Alarm<'p> {
+    const fn new(sleep: Pin<&'p mut Sleep>) -> Self {
+        Self { sleep, is_told: false }
+    }
+
+    fn set(&mut self, span: Duration) {
+        self.sleep.set(sleep(span));
+        self.is_told = false;
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_told && !self.sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        self.is_told = true;
+        // A task that has used up its budget would be turned away, and the timer not know of it.
+        Pin::new(&mut unconstrained(self.sleep.as_mut())).poll(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_rings_for_a_task_that_had_used_up_its_budget() {
+        const SOON: Duration = Duration::from_millis(1);
+        let pause = pin!(sleep(SOON));
+        let mut alarm = Alarm::new(pause);
+        for _ in 0..2 {
+            let ringing = poll_fn(|context| {
+                while has_budget_remaining() {
+                    assert!(pin!(consume_budget()).poll(context).is_ready());
+                }
+                alarm.poll(context)
+            });
+            tokio::time::timeout(Duration::from_secs(5), ringing).await.expect("it rings");
+            alarm.set(SOON);
+        }
+    }
 }

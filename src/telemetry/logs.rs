@@ -135,14 +135,10 @@ impl LogWriter {
                 drop(lines);
                 // Until the writer has taken what is there, it knows of it: no lock that others take.
                 if was_empty {
-                    self.shared.queue().has_access = true;
-                    self.shared.wake.notify_one();
+                    self.shared.queue_for(|queue| queue.has_access = true);
                 }
             }
-            Log::Events => {
-                self.shared.append(&mut self.shared.queue().events, line);
-                self.shared.wake.notify_one();
-            }
+            Log::Events => self.shared.queue_for(|queue| self.shared.append(&mut queue.events, line)),
         }
     }
 
@@ -181,6 +177,17 @@ impl Drop for LogWriter {
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues by `add`, and wakes the writer if there was nothing to do for it.
+    fn queue_for(&self, add: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue();
+        let was_idle = queue.is_idle();
+        add(&mut queue);
+        drop(queue);
+        if was_idle {
+            self.wake.notify_one();
+        }
     }
 
     fn shard(&self, index: usize) -> MutexGuard<'_, Vec<u8>> {
