@@ -32,7 +32,7 @@ const MATERIAL_INLINE: usize = 120;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CacheKey([u8; 32]);
 
-/// A table by cache keys. Its hash has a seed of its own in each process, and takes a quarter of what SipHash does.
+/// A table by cache keys. Its hash is seeded anew by each process, and cheaper than SipHash.
 pub type KeyMap<V> = HashMap<CacheKey, V, foldhash::fast::RandomState>;
 
 impl CacheKey {

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Default)]
 pub struct Drain {
     begun: CancellationToken,
-    /// As `begun`, without its lock.
-    has_begun: AtomicBool,
+    /// Set before anybody is told that it has begun.
     deadline: OnceLock<Instant>,
     cut_short: CancellationToken,
 }
@@ -22,13 +20,12 @@ impl Drain {
     /// Announces the end: what is under way has `within` to finish.
     pub fn begin(&self, within: Duration) {
         let _ = self.deadline.set(Instant::now() + within);
-        self.has_begun.store(true, Ordering::Release);
         self.begun.cancel();
     }
 
-    /// Whether it has begun; true before anybody is told of it.
+    /// Whether it has begun. Asked on every wake of a connection: the token would take a lock for it.
     pub fn has_begun(&self) -> bool {
-        self.has_begun.load(Ordering::Acquire)
+        self.deadline.get().is_some()
     }
 
     /// Waits until it begins.

@@ -58,9 +58,9 @@ impl<'w> Watch<'w> {
         end: impl Fn(Pin<&mut F>) -> bool,
     ) -> Ended<F::Output> {
         let (worker, activity) = (self.worker, self.activity);
-        let limits = || worker.shared().generation.load();
+        let generation = || worker.shared().generation.load();
         let mut begun = pin!(worker.drain.begun());
-        let pause = pin!(sleep(Activity::interval(&limits().server.limits)));
+        let pause = pin!(sleep(Activity::interval(&generation().server.limits)));
         let mut alarm = Alarm::new(pause);
         let (mut is_ending, mut is_told) = (false, false);
         loop {
@@ -82,7 +82,7 @@ impl<'w> Watch<'w> {
                 Woken::By(output) => return Ended::With(output),
                 Woken::Drain => {}
                 // An HTTP/2 client that does not answer the good-bye is left.
-                Woken::Pause => match activity.check(&limits().server.limits) {
+                Woken::Pause => match activity.check(&generation().server.limits) {
                     _ if is_ending && activity.is_idle_for(FAREWELL) => return Ended::Idle,
                     Timer::Again(next) => {
                         alarm.set(if is_ending { FAREWELL } else { next });
