@@ -27,7 +27,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("boxed", &[]),
     ("store", &["boxed", "clock", "fields", "key", "route", "stored", "telemetry"]),
     ("collapse", &["clock", "key", "stored", "telemetry"]),
-    ("upstream", &["clock", "fields", "telemetry"]),
+    ("upstream", &["boxed", "clock", "fields", "telemetry"]),
     // What is told of it.
     ("telemetry", &["clock", "policy", "store::Tier", "upstream::UpstreamError"]),
     ("telemetry::stats", &["clock", "collapse", "generation", "policy", "store", "upstream"]),

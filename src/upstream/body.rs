@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::pool::Hold;
 use super::room::Place;
 use super::server::InFlight;
 
@@ -33,6 +34,7 @@ pub struct ResponseBody {
 pub(super) struct Holds {
     pub in_flight: InFlight,
     pub _place: Place,
+    pub _connection: Hold,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,24 +1,22 @@
 //! One call: a place, a server, the exchange of request and head, and perhaps another server.
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
 
-use futures_util::future::{Either, select};
 use http::header::UPGRADE;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
-use hyper_util::client::legacy::{self, ResponseFuture};
 use smallvec::SmallVec;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::balance::Candidate;
 use super::body::Holds;
-use super::connect::{self, PooledClient, Uses};
 use super::error::Failure;
 use super::interim::Interims;
-use super::outgoing::{Progress, Source};
+use super::outgoing::Source;
+use super::pool::{Hold, Sent};
 use super::server::{Attempt, Server};
 use super::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
 use crate::telemetry::limits::Limit;
@@ -40,8 +38,8 @@ pub(super) async fn run(
     let (head, content) = request.into_parts();
     let mut call =
         Call { upstream, servers, worker, options, head: Request::from_parts(head, ()), source: Source::new(content) };
-    let (response, attempt) = call.send().await?;
-    let holds = Holds { in_flight: attempt.succeeded(), _place: place };
+    let (response, connection, attempt) = call.send().await?;
+    let holds = Holds { in_flight: attempt.succeeded(), _place: place, _connection: connection };
     Ok(response.map(|content| ResponseBody::new(content, holds, upstream.config.idle_timeout)))
 }
 
@@ -55,7 +53,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn send(&mut self) -> Result<(Response<Incoming>, Attempt), UpstreamError> {
+    async fn send(&mut self) -> Result<(Response<Incoming>, Hold, Attempt), UpstreamError> {
         let mut tried = Tried::new();
         // A name without an address is a connection that cannot be made.
         let mut error = if self.servers.is_empty() { UpstreamError::Connect } else { UpstreamError::NoServer };
@@ -63,7 +61,7 @@ impl Call<'_> {
             let Some(attempt) = self.admit(&mut tried) else { break };
             let is_last = retries_left == 0 || tried.len() >= self.servers.len();
             let failure = match self.exchange(attempt.server(), is_last).await {
-                Ok(response) => return Ok((response, attempt)),
+                Ok((response, connection)) => return Ok((response, connection, attempt)),
                 Err(failure) => failure,
             };
             let goes_on = !is_last && failure.unsent && self.source.progress().is_whole();
@@ -75,57 +73,101 @@ impl Call<'_> {
         Err(error)
     }
 
-    async fn exchange(&mut self, server: &Server, is_last: bool) -> Result<Response<Incoming>, Failure> {
+    async fn exchange(&mut self, server: &Server, is_last: bool) -> Result<(Response<Incoming>, Hold), Failure> {
         let mut head = if is_last { std::mem::take(&mut self.head) } else { self.head.clone() };
         *head.version_mut() = Version::HTTP_11;
-        let target = std::mem::take(head.uri_mut());
-        let uri = server
-            .address(&target, self.options.client_host.as_ref(), head.headers_mut())
-            .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
-        *head.uri_mut() = uri;
         let asked_upgrade = head.headers().contains_key(UPGRADE);
         let is_repeatable = head.method().is_safe() && self.source.is_empty() && !asked_upgrade;
         let again = is_repeatable.then(|| head.clone());
-        let client = server.client(self.worker, head.headers());
-        match (self.attempt(client, head).await, again) {
+        match (self.attempt(server, head, false).await, again) {
             // The server has closed what was kept open, as it may at any time; that tells nothing of it, and nothing of
             // what it makes of the request (RFC 9110 §9.2.2, RFC 9112 §9.3.1). Others that were kept may be closed too.
-            (Err(failure), Some(head)) if failure.broke => self.attempt(&server.fresh_client(), head).await,
+            (Err(failure), Some(head)) if failure.broke => self.attempt(server, head, true).await,
             (outcome, _) => outcome,
         }
     }
 
     /// Sends the request once. A failure says that the connection broke only where it had been used before.
-    async fn attempt(&self, client: &PooledClient, head: Request<()>) -> Result<Response<Incoming>, Failure> {
+    async fn attempt(
+        &self,
+        server: &Server,
+        head: Request<()>,
+        must_be_new: bool,
+    ) -> Result<(Response<Incoming>, Hold), Failure> {
+        let pool = server.pool(self.worker, head.headers());
         let asked_upgrade = head.headers().contains_key(UPGRADE);
+        let target = head.uri().clone();
         let mut request = head.map(|()| self.source.body());
         let interims = Interims::of(&mut request, self.options.interim_max, self.options.on_interim.clone());
-        let mut connection = capture_connection(&mut request);
+        loop {
+            let lease = if must_be_new { pool.get_new().await } else { pool.get().await };
+            let lease = lease.map_err(|error| Failure::unconnected(&error))?;
+            let was_used = lease.was_used();
+            server
+                .address(&mut request, &target, self.options.client_host.as_ref(), lease.version())
+                .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
+            let (sent, hold) = lease.send(request);
+            match self.await_head(sent, &interims).await? {
+                Ok(response) => return self.judge(response, hold, &interims, asked_upgrade),
+                Err(mut error) => {
+                    let message = error.take_message();
+                    let unsent = message.is_some();
+                    // The server closed it before there was a byte of the request.
+                    if let Some(message) = message.filter(|_| was_used) {
+                        request = message;
+                        continue;
+                    }
+                    let body_failed = self.source.progress().has_failed();
+                    let failure = Failure::exchanging(&error.into_error(), unsent, body_failed);
+                    return Err(Failure { broke: failure.broke && was_used, ..failure });
+                }
+            }
+        }
+    }
+
+    /// Waits for the head, from the last byte of the request on.
+    async fn await_head(&self, sent: impl Future<Output = Sent>, interims: &Interims) -> Result<Sent, Failure> {
         let timeout = self.options.first_byte_timeout.unwrap_or(self.upstream.config.first_byte_timeout);
-        let response = client.request(request);
-        let response = await_head(response, &mut connection, &interims, timeout, self.source.progress()).await;
-        if interims.are_too_many() {
+        let begun = Instant::now();
+        let (mut sent, mut alarm) = (pin!(sent), pin!(sleep_until(begun + timeout)));
+        poll_fn(|context| {
+            if let Poll::Ready(outcome) = sent.as_mut().poll(context) {
+                return Poll::Ready(Ok(outcome));
+            }
+            if interims.poll_too_many(context) {
+                self.upstream.telemetry.limited(Limit::Interim);
+                return Poll::Ready(Err(Failure::sent(UpstreamError::Protocol, TOO_MANY_INTERIMS)));
+            }
+            while alarm.as_mut().poll(context).is_ready() {
+                let now = Instant::now();
+                let deadline = self.source.progress().upstream_waited_for_since(begun, now) + timeout;
+                if deadline <= now {
+                    let cause = format!("no response head within {timeout:?}");
+                    return Poll::Ready(Err(Failure::sent(UpstreamError::FirstByteTimeout, cause)));
+                }
+                alarm.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn judge(
+        &self,
+        response: Response<Incoming>,
+        hold: Hold,
+        interims: &Interims,
+        asked_upgrade: bool,
+    ) -> Result<(Response<Incoming>, Hold), Failure> {
+        let are_too_many = interims.are_too_many();
+        if are_too_many {
             self.upstream.telemetry.limited(Limit::Interim);
         }
-        let response = match response {
-            Ok(response) => {
-                Uses::begin(response.extensions());
-                response
-            }
-            Err(failure) => {
-                let was_used = Uses::begin(&connect::extras(&connection));
-                return Err(Failure { broke: failure.broke && was_used, ..failure });
-            }
-        };
-        let fault = framing::fault(&response, asked_upgrade);
-        if let Some(fault) = fault.or_else(|| interims.are_too_many().then_some(TOO_MANY_INTERIMS)) {
-            // Where one response ends and the next begins is uncertain: nothing more is read from this connection.
-            if let Some(connection) = connection.connection_metadata().as_ref() {
-                connection.poison();
-            }
-            return Err(Failure::sent(UpstreamError::Protocol, fault));
-        }
-        Ok(response)
+        let fault = framing::fault(&response, asked_upgrade).or_else(|| are_too_many.then_some(TOO_MANY_INTERIMS));
+        let Some(fault) = fault else { return Ok((response, hold)) };
+        // Where one response ends and the next begins is uncertain.
+        hold.close();
+        Err(Failure::sent(UpstreamError::Protocol, fault))
     }
 
     /// The server whose turn it is, and everybody who was considered. Who is not well is asked only when nobody else can
@@ -146,36 +188,6 @@ impl Call<'_> {
             if let Some(attempt) = servers[index].admit(now) {
                 return Some(attempt);
             }
-        }
-    }
-}
-
-/// Waits for the head: first for the connection, which has its own timeout, then from the last byte of the request on.
-async fn await_head(
-    mut response: ResponseFuture,
-    connection: &mut CaptureConnection,
-    interims: &Interims,
-    timeout: Duration,
-    progress: &Progress,
-) -> Result<Response<Incoming>, Failure> {
-    let explain = |error: legacy::Error| Failure::from_client(&error, progress.has_failed());
-    if let Either::Left((result, _)) = select(&mut response, pin!(connection.wait_for_connection_metadata())).await {
-        return result.map_err(explain);
-    }
-    let begun = Instant::now();
-    let mut deadline = begun + timeout;
-    loop {
-        match timeout_at(deadline, select(&mut response, pin!(interims.exceeded()))).await {
-            Ok(Either::Left((result, _))) => return result.map_err(explain),
-            // Giving up the response closes its connection.
-            Ok(Either::Right(_)) => return Err(Failure::sent(UpstreamError::Protocol, TOO_MANY_INTERIMS)),
-            Err(_elapsed) => {}
-        }
-        let now = Instant::now();
-        deadline = progress.upstream_waited_for_since(begun, now) + timeout;
-        if deadline <= now {
-            let cause = format!("no response head within {timeout:?}");
-            return Err(Failure::sent(UpstreamError::FirstByteTimeout, cause));
         }
     }
 }

@@ -1,17 +1,14 @@
-//! How a connection to a server is made, and the clients that keep such connections.
+//! How a connection to a server is made.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Extensions, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{CaptureConnection, Connected, Connection, HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -19,69 +16,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
-use super::outgoing::OutgoingBody;
-
-/// Common servers close idle connections after 5 s or more; being first keeps requests from meeting the close.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections that one worker keeps to one server.
-const POOL_IDLE_MAX: usize = 256;
 /// When a connection that is silent is asked whether it is still there, how often then, and how many times.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// Bytes of the read buffer, which bounds a head before it is judged.
-const HEAD_MAX: usize = 128 * 1024;
-/// What a response may fill before its reader takes it; bounds the memory that slow readers hold.
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-const H2_SEND_BUFFER: usize = 256 * 1024;
-/// A silent HTTP/2 connection is asked for a sign of life, for all its requests would wait for their timeout.
-const H2_PING_EVERY: Duration = Duration::from_secs(10);
-const H2_PING_WAIT: Duration = Duration::from_secs(5);
-
-/// One worker's connections to one server.
-pub(super) type PooledClient = Client<Connector, OutgoingBody>;
-
-/// Builds the client. Its connection tasks run on the runtime of the worker that calls it, and end with it; drain
-/// waits for the requests that use them.
-pub(super) fn client(connector: Connector) -> PooledClient {
-    Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(POOL_IDLE_MAX)
-        // Only requests that hyper never began to write, on connections that the server closed meanwhile.
-        .retry_canceled_requests(true)
-        .http1_max_buf_size(HEAD_MAX)
-        .http2_max_header_list_size(HEAD_MAX as u32)
-        .http2_initial_stream_window_size(H2_STREAM_WINDOW)
-        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .http2_max_send_buf_size(H2_SEND_BUFFER)
-        .http2_keep_alive_interval(H2_PING_EVERY)
-        .http2_keep_alive_timeout(H2_PING_WAIT)
-        .build(connector)
-}
-
-/// How many requests a connection has been given; shared by whoever has it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Uses(Arc<AtomicUsize>);
-
-impl Uses {
-    /// Counts one more on the connection that `extras` tell of; whether there were any before. Where nothing is known,
-    /// there were none.
-    pub fn begin(extras: &Extensions) -> bool {
-        extras.get::<Self>().is_some_and(|Self(uses)| uses.fetch_add(1, Ordering::Relaxed) > 0)
-    }
-}
-
-/// What the connector said of a connection that gave no response; a response has it among its own extensions.
-pub(super) fn extras(connection: &CaptureConnection) -> Extensions {
-    let mut extras = Extensions::new();
-    if let Some(connected) = connection.connection_metadata().as_ref() {
-        connected.get_extras(&mut extras);
-    }
-    extras
-}
 
 /// The protocols offered in a TLS handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +40,7 @@ pub(super) fn offering(tls: &rustls::ClientConfig, offer: Offer) -> Arc<rustls::
     Arc::new(tls)
 }
 
-/// Connects to one server, whatever authority a request's URI names.
+/// Connects to one server.
 #[derive(Clone)]
 pub(super) struct Connector {
     tcp: HttpConnector,
@@ -142,17 +80,25 @@ impl Connector {
         Self { tcp, server, tls, timeout }
     }
 
-    async fn connect(mut self) -> io::Result<TokioIo<Stream>> {
-        poll_fn(|context| self.tcp.poll_ready(context)).await.map_err(io::Error::other)?;
-        let tcp = self.tcp.call(self.server.clone()).await.map_err(from_tcp)?.into_inner();
+    /// Connects; no later than the timeout.
+    pub async fn connect(&self) -> io::Result<Stream> {
+        let timeout = self.timeout;
+        let in_vain = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"));
+        tokio::time::timeout(timeout, self.reach()).await.map_err(in_vain)?
+    }
+
+    async fn reach(&self) -> io::Result<Stream> {
+        let mut connector = self.tcp.clone();
+        poll_fn(|context| connector.poll_ready(context)).await.map_err(io::Error::other)?;
+        let tcp = connector.call(self.server.clone()).await.map_err(from_tcp)?.into_inner();
         if self.server.scheme() != Some(&http::uri::Scheme::HTTPS) {
-            return Ok(TokioIo::new(Stream::Plain(tcp)));
+            return Ok(Stream::Plain(tcp));
         }
-        let Some(Tls { connector, name }) = self.tls else {
+        let Some(Tls { connector, name }) = &self.tls else {
             return Err(io::Error::other("the server's name cannot be verified: expected a DNS name or an IP address"));
         };
-        let tls = connector.connect(name, tcp).await?;
-        Ok(TokioIo::new(Stream::Tls(Box::new(tls))))
+        let tls = connector.connect(name.clone(), tcp).await?;
+        Ok(Stream::Tls(Box::new(tls)))
     }
 }
 
@@ -160,27 +106,6 @@ impl Connector {
 fn from_tcp(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     let inner = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
     io::Error::new(inner.map_or(io::ErrorKind::Other, io::Error::kind), super::error::chain(&error))
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(async move {
-            let timeout = connector.timeout;
-            match tokio::time::timeout(timeout, connector.connect()).await {
-                Ok(connected) => connected,
-                Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))),
-            }
-        })
-    }
 }
 
 /// A connection's bytes.
@@ -191,13 +116,13 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
+impl Stream {
+    /// Whether HTTP/2 was agreed on.
+    pub fn is_http2(&self) -> bool {
         match self {
-            Self::Tls(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
-            Self::Plain(_) | Self::Tls(_) => Connected::new(),
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
-        .extra(Uses::default())
     }
 }
 
@@ -254,11 +179,13 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use bytes::Bytes;
     use http::header::{CONNECTION, HOST, UPGRADE};
     use http::{HeaderValue, Request, Response, Version};
     use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::net::TcpListener;
 
     use super::super::tests::{SOON, config, fetch, get, holding, post, text, upstream};
@@ -266,9 +193,9 @@ mod tests {
     use super::*;
 
     /// A TLS server for `localhost` and `literal.test` that answers with version, authority, Host, server name, and the
-    /// request's content.
+    /// request's content. How many connections were made to it is counted.
     #[allow(clippy::disallowed_methods, reason = "a test's server ends with its runtime")]
-    async fn tls_server() -> (SocketAddr, Arc<rustls::ClientConfig>) {
+    async fn tls_server() -> (SocketAddr, Arc<rustls::ClientConfig>, Arc<AtomicUsize>) {
         let names = ["localhost".to_owned(), "literal.test".to_owned()];
         let rcgen::CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(names).expect("a certificate");
@@ -285,8 +212,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&made);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
                 let name = stream.get_ref().1.server_name().unwrap_or_default().to_owned();
                 let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
@@ -304,12 +234,12 @@ mod tests {
                 });
             }
         });
-        (address, Arc::new(client.with_no_client_auth()))
+        (address, Arc::new(client.with_no_client_auth()), made)
     }
 
     #[tokio::test]
     async fn https_speaks_http_2_and_verifies_the_name_it_sends() {
-        let (address, tls) = tls_server().await;
+        let (address, tls, _) = tls_server().await;
         let own = format!("localhost:{}", address.port());
         let options =
             CallOptions { client_host: Some(HeaderValue::from_static("shop.test")), ..CallOptions::default() };
@@ -332,8 +262,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_share_a_connection_of_http_2_whatever_their_host() {
+        let (address, tls, made) = tls_server().await;
+        let own = format!("https://localhost:{}", address.port());
+        let upstream = upstream(UpstreamConfig { host: HostRule::Preserve, tls, ..config(&[own]) });
+        for host in ["shop.test", "other.test"] {
+            let client_host = Some(HeaderValue::from_static(host));
+            let options = CallOptions { client_host, ..CallOptions::default() };
+            let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
+            assert_eq!(text(response).await, format!("HTTP/2.0 {host}  localhost"));
+        }
+        assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
     async fn content_travels_over_http_2() {
-        let (address, tls) = tls_server().await;
+        let (address, tls, _) = tls_server().await;
         let upstream = upstream(UpstreamConfig { tls, ..config(&[format!("https://localhost:{}", address.port())]) });
         let request = post("hello");
         let answer = text(fetch(&upstream, request).await.expect("a response")).await;
@@ -342,7 +286,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_certificate_that_nobody_vouches_for_is_refused() {
-        let (address, _) = tls_server().await;
+        let (address, ..) = tls_server().await;
         let upstream = upstream(config(&[format!("https://localhost:{}", address.port())]));
         assert_eq!(fetch(&upstream, get("/")).await.err(), Some(UpstreamError::Connect));
     }

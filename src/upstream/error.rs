@@ -2,8 +2,7 @@
 
 use std::error::Error;
 use std::fmt::{self, Write};
-
-use hyper_util::client::legacy;
+use std::io;
 
 /// Why the upstream gave no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,19 +58,19 @@ impl Failure {
         Self { error, cause: cause.into(), unsent: false, broke: false }
     }
 
-    /// What the client reports. `body_failed`: the request's own content did.
-    pub fn from_client(error: &legacy::Error, body_failed: bool) -> Self {
+    /// There is no connection.
+    pub fn unconnected(error: &io::Error) -> Self {
+        let is_late = error.kind() == io::ErrorKind::TimedOut;
+        let told = if is_late { UpstreamError::ConnectTimeout } else { UpstreamError::Connect };
+        Self { error: told, cause: chain(error), unsent: true, broke: false }
+    }
+
+    /// What a connection reports. `unsent`: it gave the request back; `body_failed`: the request's own content did.
+    pub fn exchanging(error: &hyper::Error, unsent: bool, body_failed: bool) -> Self {
         let cause = chain(error);
         if body_failed {
             return Self::sent(UpstreamError::RequestBody, cause);
         }
-        if error.is_connect() {
-            let error = if timed_out(error) { UpstreamError::ConnectTimeout } else { UpstreamError::Connect };
-            return Self { error, cause, unsent: true, broke: false };
-        }
-        // hyper gives a request back, and says "canceled", only when it never began to write it.
-        let unsent =
-            links(error).any(|link| link.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled));
         Self { error: UpstreamError::Protocol, cause, unsent, broke: broke(error) }
     }
 
@@ -111,12 +110,6 @@ fn broke(error: &(dyn Error + 'static)) -> bool {
     })
 }
 
-fn timed_out(error: &(dyn Error + 'static)) -> bool {
-    links(error).any(|link| {
-        link.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +119,6 @@ mod tests {
         let inner = std::io::Error::other("refused");
         let outer = std::io::Error::new(std::io::ErrorKind::TimedOut, Wrapped(inner));
         assert_eq!(chain(&outer), "while connecting: refused");
-        assert!(timed_out(&outer));
     }
 
     #[derive(Debug)]

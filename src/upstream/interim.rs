@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Context;
 
+use futures_util::task::AtomicWaker;
 use http::{HeaderMap, Request, StatusCode};
-use tokio::sync::Notify;
 
 /// So many before one response are enough, where a call does not say.
 const INTERIM_MAX: usize = 16;
@@ -34,18 +35,19 @@ impl fmt::Debug for OnInterim {
 pub(super) struct Interims {
     most: usize,
     count: AtomicUsize,
-    exceeded: Notify,
+    /// Who waits for the response; woken when there are too many.
+    reader: AtomicWaker,
 }
 
 impl Interims {
     /// Counts those to `request`, and tells its listener of as many as are allowed.
     pub fn of<B>(request: &mut Request<B>, most: Option<usize>, listener: Option<OnInterim>) -> Arc<Self> {
         let most = most.unwrap_or(INTERIM_MAX);
-        let interims = Arc::new(Self { most, count: AtomicUsize::new(0), exceeded: Notify::new() });
+        let interims = Arc::new(Self { most, count: AtomicUsize::new(0), reader: AtomicWaker::new() });
         let counted = Arc::clone(&interims);
         hyper::ext::on_informational(request, move |response| {
             if !counted.admit() {
-                counted.exceeded.notify_one();
+                counted.reader.wake();
             } else if let Some(OnInterim(listener)) = &listener {
                 listener(response.status(), response.headers());
             }
@@ -62,8 +64,9 @@ impl Interims {
         self.count.load(Ordering::Relaxed) > self.most
     }
 
-    /// Waits until there are.
-    pub async fn exceeded(&self) {
-        self.exceeded.notified().await;
+    /// The same, and who asks is woken once there are.
+    pub fn poll_too_many(&self, context: &Context<'_>) -> bool {
+        self.reader.register(context.waker());
+        self.are_too_many()
     }
 }

@@ -10,6 +10,7 @@ mod framing;
 mod health;
 mod interim;
 mod outgoing;
+mod pool;
 mod probe;
 mod room;
 mod roster;

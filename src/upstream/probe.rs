@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use http::Uri;
-use tower_service::Service;
 
 use super::UpstreamConfig;
 use super::connect::Offer;
@@ -28,9 +27,9 @@ pub async fn probe(config: &UpstreamConfig, within: Duration) -> Vec<Reached> {
 }
 
 async fn reach(config: &UpstreamConfig, url: &Uri) -> Reached {
-    let mut connector = server::connector(config, url, None, Offer::Any);
+    let connector = server::connector(config, url, None, Offer::Any);
     let begun = Instant::now();
-    let outcome = connector.call(url.clone()).await.map(|_connection| begun.elapsed());
+    let outcome = connector.connect().await.map(|_connection| begun.elapsed());
     Reached { url: server::named(url), outcome: outcome.map_err(|error| reason(&error)) }
 }
 

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use http::header::{HOST, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Uri};
+use http::{HeaderMap, HeaderValue, Request, Uri, Version};
 
 use super::checks::Checks;
-use super::connect::{self, Connector, Offer, PooledClient, Tls};
+use super::connect::{self, Connector, Offer, Tls};
 use super::error::Failure;
 use super::health::{Admission, Change, Health, LastAnswer};
 use super::outgoing::OutgoingBody;
+use super::pool::Pool;
 use super::{HealthCheck, HostRule, ServerStats, UpstreamConfig, UpstreamError};
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::Event;
@@ -25,8 +26,6 @@ pub(super) struct Server {
     url: String,
     /// Which of its name's addresses it has, where the URL has a name.
     address: Option<SocketAddr>,
-    scheme: Scheme,
-    /// What its connections are pooled by, and with TLS its name. Of http servers Host says the name, and each pool has one.
     authority: Authority,
     /// What is put in front of each path; no trailing slash.
     base_path: Box<str>,
@@ -39,9 +38,7 @@ pub(super) struct Server {
     /// One for each worker.
     pools: Box<[Pools]>,
     checks: Checks,
-    /// The connections that checks are made over, on the thread that makes them.
-    checker: PooledClient,
-    /// What makes connections that are nobody else's.
+    /// What makes the connections that checks are made over.
     connector: Connector,
     telemetry: Arc<Telemetry>,
 }
@@ -54,8 +51,8 @@ enum Host {
 }
 
 struct Pools {
-    any: PooledClient,
-    http1: PooledClient,
+    any: Arc<Pool>,
+    http1: Arc<Pool>,
 }
 
 impl Server {
@@ -72,8 +69,8 @@ impl Server {
         let [any, http1] = [Offer::Any, Offer::Http1].map(|offer| connector(config, url, address, offer));
         let pools = (0..workers.max(1))
             .map(|_| {
-                let any = connect::client(any.clone());
-                let http1 = if scheme == Scheme::HTTPS { connect::client(http1.clone()) } else { any.clone() };
+                let any = Pool::new(any.clone());
+                let http1 = if scheme == Scheme::HTTPS { Pool::new(http1.clone()) } else { Arc::clone(&any) };
                 Pools { any, http1 }
             })
             .collect();
@@ -84,16 +81,13 @@ impl Server {
             base_path: url.path().trim_end_matches('/').into(),
             health: Health::new(config.breaker),
             checks: Checks::new(config.health.as_ref()),
-            checker: connect::client(any.clone()),
             connector: any,
             in_flight: AtomicUsize::new(0),
             answered: LastAnswer::new(),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             telemetry: Arc::clone(telemetry),
-            // The client hashes it byte by byte, twice for each request: 1,000 instructions for `127.0.0.1:8080`.
-            authority: if scheme == Scheme::HTTP { Authority::from_static("s") } else { authority },
-            scheme,
+            authority,
             host,
             pools,
         }
@@ -144,15 +138,10 @@ impl Server {
     }
 
     /// The connections that suit the request.
-    pub fn client(&self, worker: usize, fields: &HeaderMap) -> &PooledClient {
+    pub fn pool(&self, worker: usize, fields: &HeaderMap) -> &Arc<Pool> {
         // A worker that does not exist would be a mistake elsewhere; sharing a pool is safe.
         let pools = &self.pools[worker % self.pools.len()];
         if fields.contains_key(UPGRADE) { &pools.http1 } else { &pools.any }
-    }
-
-    /// A client whose first request cannot meet a connection that was used before.
-    pub fn fresh_client(&self) -> PooledClient {
-        connect::client(self.connector.clone())
     }
 
     /// Asks it once whether it is well.
@@ -169,11 +158,14 @@ impl Server {
     }
 
     async fn ask_health(&self, path: &PathAndQuery) -> Result<(), String> {
+        // Over a connection of its own, so that it is also asked whether it can be connected to.
+        let lease = Pool::new(self.connector.clone()).get_new().await.map_err(|error| super::error::chain(&error))?;
         let mut request = Request::new(OutgoingBody::Empty);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("aside-health-check"));
         let target = Uri::from(path.clone());
-        *request.uri_mut() = self.address(&target, None, request.headers_mut()).ok_or("the path makes no valid uri")?;
-        let response = self.checker.request(request).await.map_err(|error| super::error::chain(&error))?;
+        self.address(&mut request, &target, None, lease.version()).ok_or("the path makes no valid uri")?;
+        let (sent, _hold) = lease.send(request);
+        let response = sent.await.map_err(|error| super::error::chain(&error.into_error()))?;
         if response.status().is_success() { Ok(()) } else { Err(format!("answered {}", response.status())) }
     }
 
@@ -182,25 +174,30 @@ impl Server {
         self.address.map_or_else(|| self.url.clone(), |address| format!("{} at {address}", self.url))
     }
 
-    /// Makes the URI, and the Host where it travels as a field.
+    /// Addresses a request to the server: where it goes there, and the Host that the rule wants.
     ///
-    /// Towards http servers, which speak HTTP/1.1 here, the URI names the server and Host says what the rule wants.
-    /// Towards https servers it is known only later whether HTTP/2 is spoken, where `:authority` is taken from the URI
-    /// and a Host that differs from it is malformed (RFC 9113 §8.3.1). So the URI names the wanted host, and the client
-    /// derives Host from it on HTTP/1.1. It also pools by it: with `Preserve`, hosts do not share connections.
-    pub fn address(&self, target: &Uri, client_host: Option<&HeaderValue>, fields: &mut HeaderMap) -> Option<Uri> {
-        fields.remove(HOST);
-        let authority = if self.scheme == Scheme::HTTPS {
-            self.host.authority(client_host).unwrap_or_else(|| self.authority.clone())
+    /// HTTP/1.1 has them in the target and in the field. HTTP/2 takes `:authority` from the URI, and a Host that differs
+    /// from it is malformed (RFC 9113 §8.3.1).
+    pub fn address<B>(
+        &self,
+        request: &mut Request<B>,
+        target: &Uri,
+        client_host: Option<&HeaderValue>,
+        version: Version,
+    ) -> Option<()> {
+        let path = self.path(target)?;
+        *request.uri_mut() = if version == Version::HTTP_2 {
+            request.headers_mut().remove(HOST);
+            let mut parts = http::uri::Parts::default();
+            parts.scheme = Some(Scheme::HTTPS);
+            parts.authority = Some(self.host.authority(client_host).unwrap_or_else(|| self.authority.clone()));
+            parts.path_and_query = Some(path);
+            Uri::from_parts(parts).ok()?
         } else {
-            fields.insert(HOST, self.host.value(client_host));
-            self.authority.clone()
+            request.headers_mut().insert(HOST, self.host.value(client_host));
+            Uri::from(path)
         };
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(self.scheme.clone());
-        parts.authority = Some(authority);
-        parts.path_and_query = Some(self.path(target)?);
-        Uri::from_parts(parts).ok()
+        Some(())
     }
 
     fn path(&self, target: &Uri) -> Option<PathAndQuery> {
