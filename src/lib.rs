@@ -9,6 +9,7 @@ pub mod collapse;
 pub mod config;
 pub mod demo;
 pub mod fields;
+pub mod gather;
 pub mod generation;
 pub mod key;
 pub mod policy;

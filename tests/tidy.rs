@@ -25,9 +25,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("policy", &["clock::Timestamp", "fields", "key", "stored", "target"]),
     // The leaves: each does its own I/O or waiting.
     ("boxed", &[]),
+    ("gather", &[]),
     ("store", &["boxed", "clock", "fields", "key", "route", "stored", "telemetry"]),
     ("collapse", &["clock", "key", "stored", "telemetry"]),
-    ("upstream", &["boxed", "clock", "fields", "telemetry"]),
+    ("upstream", &["boxed", "clock", "fields", "gather", "telemetry"]),
     // What is told of it.
     ("telemetry", &["clock", "policy", "store::Tier", "upstream::UpstreamError"]),
     ("telemetry::stats", &["clock", "collapse", "generation", "policy", "store", "upstream"]),
@@ -72,6 +73,7 @@ const SHELL: &[&str] = &[
     "clock",
     "config",
     "fields",
+    "gather",
     "generation",
     "proxy",
     "purge",

@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use super::activity::Activity;
 use super::front::{Front, Verdict};
 use super::interim::InterimQueue;
+use crate::gather;
 
 /// A client's connection, above TLS where there is any. `place` is given back when the connection ends, be it hyper's
 /// or, after an upgrade, a tunnel's.
@@ -237,7 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, P: Unpin> AsyncWrite for ClientSocket<S,
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_clear(context))?;
         self.is_dirty = true;
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, bufs);
+        let polled = gather::poll_write(Pin::new(&mut self.inner), context, bufs);
         self.note(&polled);
         polled
     }
