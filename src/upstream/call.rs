@@ -87,7 +87,7 @@ impl Call<'_> {
         }
     }
 
-    /// Sends the request once. A failure says that the connection broke only where it had been used before.
+    /// Sends the request once. A failure says that the connection broke only where it had been kept.
     async fn attempt(
         &self,
         server: &Server,
@@ -102,7 +102,7 @@ impl Call<'_> {
         loop {
             let lease = if must_be_new { pool.get_new().await } else { pool.get().await };
             let lease = lease.map_err(|error| Failure::unconnected(&error))?;
-            let was_used = lease.was_used();
+            let was_kept = lease.was_kept();
             server
                 .address(&mut request, &target, self.options.client_host.as_ref(), lease.version())
                 .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
@@ -113,13 +113,13 @@ impl Call<'_> {
                     let message = error.take_message();
                     let unsent = message.is_some();
                     // The server closed it before there was a byte of the request.
-                    if let Some(message) = message.filter(|_| was_used) {
+                    if let Some(message) = message.filter(|_| was_kept) {
                         request = message;
                         continue;
                     }
                     let body_failed = self.source.progress().has_failed();
                     let failure = Failure::exchanging(&error.into_error(), unsent, body_failed);
-                    return Err(Failure { broke: failure.broke && was_used, ..failure });
+                    return Err(Failure { broke: failure.broke && was_kept, ..failure });
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use http::{Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -30,6 +31,8 @@ const HEAD_MAX: usize = 128 * 1024;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const H2_SEND_BUFFER: usize = 256 * 1024;
+/// Streams that are opened before the server has said how many it takes; it refuses what is above that.
+const H2_STREAMS_AT_FIRST: usize = 10;
 /// A silent HTTP/2 connection is asked for a sign of life, for all its requests would wait for their timeout.
 const H2_PING_EVERY: Duration = Duration::from_secs(10);
 const H2_PING_WAIT: Duration = Duration::from_secs(5);
@@ -76,13 +79,14 @@ enum Sender {
 pub(super) struct Lease {
     pool: Arc<Pool>,
     sender: Sender,
-    was_used: bool,
+    was_kept: bool,
 }
 
-/// A request's hold on its connection. Dropped, it gives back one that is idle again; one whose request or response has not
-/// ended is closed.
+/// A request's hold on its connection. Dropped, it gives back one that is idle again, be it once the rest of the request's content
+/// has left; one whose response has not ended is closed.
 pub(super) struct Hold {
     pool: Arc<Pool>,
+    has_content: bool,
     /// None: HTTP/2, of which only the stream is the request's; or it is not to be used again.
     sender: Option<http1::SendRequest<OutgoingBody>>,
 }
@@ -105,7 +109,11 @@ impl Pool {
         match select(turn, pinned(|| Arc::clone(self).connect(false))).await {
             Either::Left((Ok(sender), connecting)) => {
                 // What has begun is brought to its end, and kept.
-                spawn(async { connecting.await.map_or_else(drop, Lease::keep) });
+                spawn(async {
+                    if let Ok(lease) = connecting.await {
+                        lease.keep().await;
+                    }
+                });
                 Ok(self.lease(sender, true))
             }
             // Who waits is forgotten only with the pool.
@@ -197,6 +205,13 @@ impl Pool {
         }
     }
 
+    /// The same, as soon as it is idle.
+    async fn await_back(self: Arc<Self>, mut sender: http1::SendRequest<OutgoingBody>) {
+        if sender.ready().await.is_ok() {
+            self.give_back(sender);
+        }
+    }
+
     fn see_swept(self: &Arc<Self>, kept: &mut Kept) {
         if !std::mem::replace(&mut kept.is_swept, true) {
             let pool = Arc::downgrade(self);
@@ -224,8 +239,8 @@ impl Pool {
         kept.is_swept
     }
 
-    fn lease(self: &Arc<Self>, sender: Sender, was_used: bool) -> Lease {
-        Lease { pool: Arc::clone(self), sender, was_used }
+    fn lease(self: &Arc<Self>, sender: Sender, was_kept: bool) -> Lease {
+        Lease { pool: Arc::clone(self), sender, was_kept }
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -234,9 +249,9 @@ impl Pool {
 }
 
 impl Lease {
-    /// Whether there was a request over the connection before.
-    pub const fn was_used(&self) -> bool {
-        self.was_used
+    /// Whether it stood before it was asked for: the server may have closed it since.
+    pub const fn was_kept(&self) -> bool {
+        self.was_kept
     }
 
     /// The protocol spoken.
@@ -250,21 +265,18 @@ impl Lease {
     /// Sends a request whose target has the form that the protocol wants: path and query, or all of it for HTTP/2. Dropping
     /// the future gives the request up.
     pub fn send(self, request: Request<OutgoingBody>) -> (impl Future<Output = Sent> + use<>, Hold) {
-        match self.sender {
-            Sender::Http1(mut sender) => {
-                let sent = Either::Left(sender.try_send_request(request));
-                (sent, Hold { pool: self.pool, sender: Some(sender) })
-            }
-            Sender::Http2(mut sender) => {
-                (Either::Right(sender.try_send_request(request)), Hold { pool: self.pool, sender: None })
-            }
-        }
+        let has_content = !request.body().is_end_stream();
+        let (sent, sender) = match self.sender {
+            Sender::Http1(mut sender) => (Either::Left(sender.try_send_request(request)), Some(sender)),
+            Sender::Http2(mut sender) => (Either::Right(sender.try_send_request(request)), None),
+        };
+        (sent, Hold { pool: self.pool, has_content, sender })
     }
 
     /// Keeps it without a request.
-    fn keep(self) {
+    async fn keep(self) {
         if let Sender::Http1(sender) = self.sender {
-            self.pool.give_back(sender);
+            self.pool.await_back(sender).await;
         }
     }
 }
@@ -278,10 +290,12 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(sender) = self.sender.take()
-            && sender.is_ready()
-        {
+        let Some(sender) = self.sender.take() else { return };
+        if sender.is_ready() {
             self.pool.give_back(sender);
+        } else if self.has_content && !sender.is_closed() {
+            // The response may have come before all of the request was sent.
+            spawn(Arc::clone(&self.pool).await_back(sender));
         }
     }
 }
@@ -311,6 +325,7 @@ fn http2_settings() -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_send_buf_size(H2_SEND_BUFFER)
+        .initial_max_send_streams(H2_STREAMS_AT_FIRST)
         .keep_alive_interval(H2_PING_EVERY)
         .keep_alive_timeout(H2_PING_WAIT);
     settings
@@ -325,6 +340,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use super::super::outgoing::Source;
     use super::*;
 
     const WHOLE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -395,14 +411,14 @@ mod tests {
     #[tokio::test]
     async fn a_connection_whose_response_was_read_is_used_again() {
         let scene = Scene::open().await;
-        for was_used in [false, true, true] {
+        for was_kept in [false, true, true] {
             let lease = scene.pool.get().await.expect("a connection");
-            assert_eq!((lease.was_used(), lease.version()), (was_used, Version::HTTP_11));
+            assert_eq!((lease.was_kept(), lease.version()), (was_kept, Version::HTTP_11));
             scene.ask(lease).await;
         }
         assert_eq!((scene.made(), scene.idle()), (1, 1));
         let lease = scene.pool.get_new().await.expect("a connection");
-        assert!(!lease.was_used());
+        assert!(!lease.was_kept());
         scene.ask(lease).await;
         assert_eq!((scene.made(), scene.idle()), (2, 2));
     }
@@ -429,16 +445,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_response_that_comes_before_all_was_sent_gives_its_connection_back_once_it_is() {
+        let scene = Scene::open().await;
+        let (content, mut frames) = tokio::sync::mpsc::channel(1);
+        let frames = futures_util::stream::poll_fn(move |context| frames.poll_recv(context));
+        let source = Source::new(http_body_util::StreamBody::new(frames).boxed_unsync());
+        let request = Request::post("/").header(http::header::HOST, "a").body(source.body()).expect("a request");
+        let (sent, hold) = scene.pool.get().await.expect("a connection").send(request);
+        sent.await.expect("a response").into_body().collect().await.expect("content");
+        drop(hold);
+        assert_eq!(scene.idle(), 0);
+        content.send(Ok(http_body::Frame::data(bytes::Bytes::from_static(b"x")))).await.expect("a reader");
+        drop(content);
+        while scene.idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((scene.made(), scene.closed.load(Ordering::SeqCst)), (1, 0));
+    }
+
+    #[tokio::test]
     async fn who_waits_takes_what_becomes_idle_and_what_was_begun_is_kept() {
         let scene = Scene::open().await;
         let first = scene.pool.get().await.expect("a connection");
         let mut second = std::pin::pin!(scene.pool.get());
         // It has begun to connect, and the runtime has not looked whether it is connected.
         assert!(futures_util::poll!(&mut second).is_pending());
-        first.keep();
+        first.keep().await;
         let second = futures_util::poll!(&mut second);
         let Poll::Ready(Ok(second)) = second else { panic!("a connection at once") };
-        assert!(second.was_used());
+        assert!(second.was_kept());
         while scene.idle() == 0 {
             tokio::task::yield_now().await;
         }
