@@ -1,7 +1,7 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build profiled test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
+.PHONY: build profiled profile test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
@@ -14,9 +14,13 @@ FUZZ_SECONDS ?= 60
 build:
 	cargo build --release --locked
 
-# The release build laid out by a profile of itself under load: target/profiled/aside (docs/performance.md).
-profiled: redis-server
+# The release build laid out by a profile of itself under load, as the image has it: target/profiled/aside (docs/performance.md).
+profiled:
 	benches/profiled.sh
+
+# Takes that profile anew.
+profile: redis-server
+	benches/profile.sh
 
 # Every test: unit, integration (real redis-server and valkey-server processes on free ports) and documentation.
 test: redis-server $(VALKEY)
@@ -66,9 +70,8 @@ fuzz:
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
 	done
 
-# PROFILED=1: with the build that `make profiled` makes.
 image:
-	docker build --tag $(IMAGE) $(if $(PROFILED),--build-arg PROFILED=1) .
+	docker build --tag $(IMAGE) .
 
 demo:
 	cargo run --release --locked -- demo
