@@ -194,6 +194,9 @@ mod tests {
     use super::super::{CallOptions, HostRule, UpstreamConfig, UpstreamError};
     use super::*;
 
+    /// What the server takes at one time over a connection of HTTP/2.
+    const STREAMS_MAX: u32 = 10;
+
     /// A TLS server for `localhost` and `literal.test` that answers with version, authority, Host, server name, and the
     /// request's content. How many connections were made to it is counted.
     #[allow(clippy::disallowed_methods, reason = "a test's server ends with its runtime")]
@@ -231,7 +234,8 @@ mod tests {
                     }
                 });
                 tokio::spawn(async move {
-                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    builder.http2().max_concurrent_streams(STREAMS_MAX);
                     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
@@ -275,6 +279,19 @@ mod tests {
             assert_eq!(text(response).await, format!("HTTP/2.0 {host}  localhost"));
         }
         assert_eq!(made.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_few_requests_at_one_time_refuses_none_at_the_start() {
+        let (address, tls, _) = tls_server().await;
+        for _ in 0..4 {
+            let own = format!("https://localhost:{}", address.port());
+            let upstream = upstream(UpstreamConfig { tls: Arc::clone(&tls), ..config(&[own]) });
+            let answers = (0..20 * STREAMS_MAX).map(|_| fetch(&upstream, get("/")));
+            for answer in futures_util::future::join_all(answers).await {
+                assert_eq!(answer.expect("a response").version(), Version::HTTP_2);
+            }
+        }
     }
 
     #[tokio::test]
