@@ -17,4 +17,5 @@ fi
 # With a target named the flags are not those of build scripts, and names are the same as when the profile was taken.
 RUSTFLAGS="${RUSTFLAGS:-} ${flags[*]}" cargo build --release --locked --target "$host" --target-dir "$folder"
 cp "$folder/$host/release/aside" "$folder/aside"
+"$folder/aside" --version
 ls -l "$folder/aside"
