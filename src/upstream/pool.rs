@@ -394,14 +394,21 @@ mod tests {
         }
 
         async fn closes(&self, count: usize) {
-            while self.closed.load(Ordering::SeqCst) < count {
-                tokio::task::yield_now().await;
-            }
+            eventually(|| self.closed.load(Ordering::SeqCst) >= count).await;
         }
 
         fn made(&self) -> usize {
             self.made.load(Ordering::SeqCst)
         }
+    }
+
+    async fn eventually(holds: impl Fn() -> bool) {
+        let waiting = async {
+            while !holds() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it does not come");
     }
 
     fn get(target: &'static str) -> Request<OutgoingBody> {
@@ -457,9 +464,7 @@ mod tests {
         assert_eq!(scene.idle(), 0);
         content.send(Ok(http_body::Frame::data(bytes::Bytes::from_static(b"x")))).await.expect("a reader");
         drop(content);
-        while scene.idle() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually(|| scene.idle() > 0).await;
         assert_eq!((scene.made(), scene.closed.load(Ordering::SeqCst)), (1, 0));
     }
 
@@ -474,9 +479,7 @@ mod tests {
         let second = futures_util::poll!(&mut second);
         let Poll::Ready(Ok(second)) = second else { panic!("a connection at once") };
         assert!(second.was_kept());
-        while scene.idle() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually(|| scene.idle() > 0).await;
         assert_eq!(scene.made(), 2);
     }
 
