@@ -4,10 +4,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# The dependencies alone, with an empty crate in our place: a layer that only a change of Cargo.lock or of the profile makes anew.
+# The dependencies alone, with an empty crate in our place: a layer that only a change of these files makes anew.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
-COPY benches benches
+COPY benches/profiled.sh benches/profiled.sh
+COPY benches/profile benches/profile
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && benches/profiled.sh \
     && rm -r src

@@ -25,6 +25,5 @@ CARGO_TARGET_DIR=$PWD/target cargo bench --locked --manifest-path benches/Cargo.
     --binary "$folder/counting/$host/release/aside" --cpu "$cpus" --load-cpu "$cpus" --json "$folder/load.json" \
     --rounds 1 --seconds 2 --case hit-1k,hit-16k,hit-256k,keys,redis,miss,http2,herd --alone
 # Without the functions that never ran: the build is the same, the file a quarter.
-mkdir -p benches/profile
 "$profdata" merge --sparse -o "benches/profile/$host.profdata" "$folder/counts"
 ls -l "benches/profile/$host.profdata"

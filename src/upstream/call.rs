@@ -21,8 +21,6 @@ use super::server::{Attempt, Server};
 use super::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
 use crate::telemetry::limits::Limit;
 
-const TOO_MANY_INTERIMS: &str = "too many interim responses";
-
 /// Indices of servers that this call asks no more.
 type Tried = SmallVec<[usize; 4]>;
 
@@ -107,21 +105,24 @@ impl Call<'_> {
                 .address(&mut request, &target, self.options.client_host.as_ref(), lease.version())
                 .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
             let (sent, hold) = lease.send(request);
-            match self.await_head(sent, &interims).await? {
-                Ok(response) => return self.judge(response, hold, &interims, asked_upgrade),
-                Err(mut error) => {
-                    let message = error.take_message();
-                    let unsent = message.is_some();
-                    // The server closed it before there was a byte of the request.
-                    if let Some(message) = message.filter(|_| was_kept) {
-                        request = message;
-                        continue;
-                    }
-                    let body_failed = self.source.progress().has_failed();
-                    let failure = Failure::exchanging(&error.into_error(), unsent, body_failed);
-                    return Err(Failure { broke: failure.broke && was_kept, ..failure });
-                }
+            let outcome = self.await_head(sent, &interims).await.and_then(|sent| judged(sent, asked_upgrade));
+            let failed = match outcome {
+                Ok(Ok(response)) => return Ok((response, hold)),
+                Ok(Err(error)) => Ok(error),
+                Err(failure) => Err(failure),
+            };
+            hold.close();
+            let mut error = failed?;
+            let message = error.take_message();
+            let unsent = message.is_some();
+            // The server closed it before there was a byte of the request.
+            if let Some(message) = message.filter(|_| was_kept) {
+                request = message;
+                continue;
             }
+            let body_failed = self.source.progress().has_failed();
+            let failure = Failure::exchanging(&error.into_error(), unsent, body_failed);
+            return Err(Failure { broke: failure.broke && was_kept, ..failure });
         }
     }
 
@@ -131,12 +132,13 @@ impl Call<'_> {
         let begun = Instant::now();
         let (mut sent, mut alarm) = (pin!(sent), pin!(sleep_until(begun + timeout)));
         poll_fn(|context| {
-            if let Poll::Ready(outcome) = sent.as_mut().poll(context) {
-                return Poll::Ready(Ok(outcome));
-            }
+            let outcome = sent.as_mut().poll(context);
             if interims.poll_too_many(context) {
                 self.upstream.telemetry.limited(Limit::Interim);
-                return Poll::Ready(Err(Failure::sent(UpstreamError::Protocol, TOO_MANY_INTERIMS)));
+                return Poll::Ready(Err(Failure::sent(UpstreamError::Protocol, "too many interim responses")));
+            }
+            if let Poll::Ready(outcome) = outcome {
+                return Poll::Ready(Ok(outcome));
             }
             while alarm.as_mut().poll(context).is_ready() {
                 let now = Instant::now();
@@ -150,24 +152,6 @@ impl Call<'_> {
             Poll::Pending
         })
         .await
-    }
-
-    fn judge(
-        &self,
-        response: Response<Incoming>,
-        hold: Hold,
-        interims: &Interims,
-        asked_upgrade: bool,
-    ) -> Result<(Response<Incoming>, Hold), Failure> {
-        let are_too_many = interims.are_too_many();
-        if are_too_many {
-            self.upstream.telemetry.limited(Limit::Interim);
-        }
-        let fault = framing::fault(&response, asked_upgrade).or_else(|| are_too_many.then_some(TOO_MANY_INTERIMS));
-        let Some(fault) = fault else { return Ok((response, hold)) };
-        // Where one response ends and the next begins is uncertain.
-        hold.close();
-        Err(Failure::sent(UpstreamError::Protocol, fault))
     }
 
     /// The server whose turn it is, and everybody who was considered. Who is not well is asked only when nobody else can
@@ -190,4 +174,10 @@ impl Call<'_> {
             }
         }
     }
+}
+
+/// A response of which it is certain where it ends and the next begins; else it is none.
+fn judged(sent: Sent, asked_upgrade: bool) -> Result<Sent, Failure> {
+    let fault = sent.as_ref().ok().and_then(|response| framing::fault(response, asked_upgrade));
+    fault.map_or(Ok(sent), |fault| Err(Failure::sent(UpstreamError::Protocol, fault)))
 }

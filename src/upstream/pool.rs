@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -218,7 +218,7 @@ impl Pool {
             spawn(async move {
                 loop {
                     tokio::time::sleep(ROUND).await;
-                    let Some(pool) = Weak::upgrade(&pool) else { break };
+                    let Some(pool) = pool.upgrade() else { break };
                     if !pool.sweep() {
                         break;
                     }

@@ -164,8 +164,9 @@ impl Server {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static("aside-health-check"));
         let target = Uri::from(path.clone());
         self.address(&mut request, &target, None, lease.version()).ok_or("the path makes no valid uri")?;
-        let (sent, _hold) = lease.send(request);
+        let (sent, hold) = lease.send(request);
         let response = sent.await.map_err(|error| super::error::chain(&error.into_error()))?;
+        hold.close();
         if response.status().is_success() { Ok(()) } else { Err(format!("answered {}", response.status())) }
     }
 
