@@ -9,6 +9,8 @@ COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 COPY benches/profiled.sh benches/profiled.sh
 COPY benches/profile benches/profile
+# The least processor that the image is for, such as x86-64-v3 (docs/performance.md); none: any of the architecture.
+ARG TARGET_CPU=
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && benches/profiled.sh \
     && rm -r src
