@@ -2,12 +2,15 @@
 
 mod storing;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::ask::Ask;
 use super::fill::{Fill, News};
@@ -15,6 +18,7 @@ use super::share::Lead;
 use super::{forward, share};
 use crate::boxed::pinned;
 use crate::clock::Timestamp;
+use crate::generation::Shared;
 use crate::policy::settle::{self, Exchange, Framing, NotStored, Settlement};
 use crate::policy::validate::{self, Conditional};
 use crate::store::ledger::Synced;
@@ -51,7 +55,7 @@ pub struct Report {
     pub upstream: Duration,
 }
 
-/// A fetch under way: it goes on when its client leaves.
+/// A fetch under way.
 pub struct Fetch {
     ask: Arc<Ask>,
     stored: Option<Arc<StoredResponse>>,
@@ -74,46 +78,68 @@ struct Asked {
     response_time: Timestamp,
 }
 
+/// A fetch that its client drives, for as long as it has nothing for the client. From then on, or when its client leaves, it is a
+/// task. To be one from the beginning takes 1 % of a miss, and most end with what they report.
+pub struct Driven {
+    fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    report: oneshot::Receiver<Report>,
+    shared: Arc<Shared>,
+}
+
+impl Future for Driven {
+    /// None: it ended without a report.
+    type Output = Option<Report>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Report>> {
+        // Taken out meanwhile: one that panics is not to go on.
+        if let Some(mut fetch) = self.fetch.take()
+            && fetch.as_mut().poll(context).is_pending()
+        {
+            self.fetch = Some(fetch);
+        }
+        match self.report.try_recv() {
+            Ok(report) => Poll::Ready(Some(report)),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Closed) => Poll::Ready(None),
+        }
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            self.shared.tasks.spawn(fetch);
+        }
+    }
+}
+
 impl Fetch {
-    /// Starts it as a task that drain waits for.
-    pub fn start(ask: Arc<Ask>, stored: Option<Arc<StoredResponse>>, lead: Option<Lead>) -> oneshot::Receiver<Report> {
+    /// Begins with the first poll.
+    pub fn start(ask: &Arc<Ask>, stored: Option<Arc<StoredResponse>>, lead: Option<Lead>) -> Driven {
         let (client, report) = oneshot::channel();
-        Self::spawn(ask, stored, lead, Some(client));
-        report
+        let own = Arc::clone(ask);
+        let fetch = pinned(move || Self::new(own, stored, lead, Some(client)).run());
+        Driven { fetch: Some(fetch), report, shared: Arc::clone(&ask.proxy.shared) }
     }
 
-    /// Starts a validation that no client waits for.
+    /// Starts a validation that no client waits for, as a task that drain waits for.
     pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lead: Lead) {
-        Self::spawn(ask, Some(stored), Some(lead), None);
+        let shared = Arc::clone(&ask.proxy.shared);
+        // In a box: tokio copies a task's future some eight times on its way through its life.
+        shared.tasks.spawn(pinned(move || Self::new(ask, Some(stored), Some(lead), None).run()));
     }
 
     /// Stores a response that another request than a GET has brought, and can answer GETs, by where the ledger stands for
     /// it.
-    pub fn adopt(
-        ask: Arc<Ask>,
-        head: StoredResponse,
-        response: Response<ResponseBody>,
-        synced: Synced,
-    ) -> oneshot::Receiver<Report> {
+    pub fn adopt(ask: Arc<Ask>, head: StoredResponse, response: Response<ResponseBody>, synced: Synced) -> Driven {
         let (client, report) = oneshot::channel();
         let shared = Arc::clone(&ask.proxy.shared);
         let mut fetch = Self { synced, ..Self::new(ask, None, None, Some(client)) };
-        shared.tasks.spawn(async move {
+        let fetch = pinned(move || async move {
             let (parts, body) = response.into_parts();
             fetch.store(head, framing(&parts, &body), parts, body).await;
         });
-        report
-    }
-
-    fn spawn(
-        ask: Arc<Ask>,
-        stored: Option<Arc<StoredResponse>>,
-        lead: Option<Lead>,
-        client: Option<oneshot::Sender<Report>>,
-    ) {
-        let shared = Arc::clone(&ask.proxy.shared);
-        // In a box: tokio copies a task's future some eight times on its way through its life.
-        shared.tasks.spawn(pinned(move || Self::new(ask, stored, lead, client).run()));
+        Driven { fetch: Some(fetch), report, shared }
     }
 
     fn new(

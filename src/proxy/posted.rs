@@ -134,6 +134,6 @@ impl Storable {
     pub async fn store(self, response: Response<ResponseBody>, synced: Synced, why: Why) -> Answer {
         let ask = Arc::new(self.ask);
         let report = Fetch::adopt(Arc::clone(&ask), *self.head, response, synced).await;
-        serve::reported(&ask, report.ok(), None, why).await
+        serve::reported(&ask, report, None, why).await
     }
 }

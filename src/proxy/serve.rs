@@ -106,8 +106,8 @@ impl LookedUp {
         lead: Option<Lead>,
     ) -> Answer {
         let fallback = stored.clone();
-        let report = Fetch::start(Arc::clone(ask), stored, lead).await;
-        let mut answer = reported(ask, report.ok(), fallback.as_ref(), why).await;
+        let report = Fetch::start(ask, stored, lead).await;
+        let mut answer = reported(ask, report, fallback.as_ref(), why).await;
         answer.cache_status.detail = answer.cache_status.detail.or_else(|| self.detail());
         answer
     }

@@ -149,6 +149,8 @@ pub(super) fn server(config: &RedisConfig) -> Result<Config, Error> {
             error.details()
         ))
     })?;
+    // With RESP2, which takes 1 % less of a miss, fred pings whatever it has connected to, and Redis refuses that while its
+    // snapshots fail.
     server.version = RespVersion::RESP3;
     server.fail_fast = false;
     if !config.username.is_empty() {

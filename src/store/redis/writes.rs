@@ -24,8 +24,10 @@ use crate::stored::StoredResponse;
 const WRITES_MAX: usize = 4096;
 /// The bound on the bytes they keep in memory.
 const BYTES_MAX: usize = 32 << 20;
-/// The bound on a lane's writes under way.
-const AT_ONCE_MAX: usize = 32;
+/// The bound on a lane's writes under way, in pages of what they keep in memory: reads wait behind them. 512 small ones, for as
+/// many as a busy worker stores while Redis answers once must fit; 2 MiB of longer ones; and a longer one alone.
+const PAGES_AT_ONCE_MAX: u32 = 512;
+const PAGE: usize = 4 << 10;
 /// A body that is stored in more than this is a string of its own.
 pub(super) const INLINE_MAX: usize = 1 << 20;
 /// A longer body is compressed off the worker: this one takes 0.7 ms with the block that is tried first, twice as long a
@@ -37,11 +39,11 @@ pub(super) const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 const BULK_TIMEOUT: Duration = Duration::from_secs(1);
 const BULK_BYTES_PER_SECOND: u64 = 10 << 20;
 
-/// The keys that a lane is to write, in order.
+/// The keys that a lane is to write, in order, and the pages that each takes.
 pub(super) struct Queue {
-    sender: mpsc::UnboundedSender<CacheKey>,
+    sender: mpsc::UnboundedSender<(CacheKey, u32)>,
     /// Guards the hand-over to the task that works it off.
-    receiver: Mutex<Option<mpsc::UnboundedReceiver<CacheKey>>>,
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<(CacheKey, u32)>>>,
     count: AtomicUsize,
     bytes: AtomicUsize,
 }
@@ -69,14 +71,14 @@ impl Queue {
 pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
     let taken = tier.lanes[lane].queue.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut keys) = taken else { return };
-    let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    let at_once = Arc::new(Semaphore::new(PAGES_AT_ONCE_MAX as usize));
     let mut synced = tier.synced.subscribe();
     if synced.wait_for(|synced| *synced).await.is_err() {
         return;
     }
     tier.lanes[lane].connected().await;
-    while let Some(key) = keys.recv().await {
-        let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
+    while let Some((key, pages)) = keys.recv().await {
+        let Ok(permit) = Arc::clone(&at_once).acquire_many_owned(pages).await else { return };
         let writer = Arc::clone(&tier);
         // In a box: tokio copies a task's future some eight times on its way through its life.
         tier.tasks.spawn(pinned(move || async move {
@@ -136,7 +138,7 @@ impl RedisTier {
                 queue.count.fetch_add(1, Ordering::Relaxed);
                 queue.bytes.fetch_add(bytes, Ordering::Relaxed);
                 // The receiver lives as long as the lane, or the process is ending.
-                let _ = queue.sender.send(key);
+                let _ = queue.sender.send((key, pages(bytes)));
             }
             Added::Replaced(owner, before) => self.replaced(owner, before, bytes),
         }
@@ -246,6 +248,11 @@ impl RedisTier {
     }
 }
 
+/// The pages that a write is counted with: at least one, and no more than there are.
+fn pages(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).clamp(1, PAGES_AT_ONCE_MAX)
+}
+
 /// What a command on a string of `length` bytes is given.
 pub(super) fn bulk_timeout(length: u64) -> Duration {
     BULK_TIMEOUT + Duration::from_millis(length.saturating_mul(1000) / BULK_BYTES_PER_SECOND)
@@ -258,4 +265,14 @@ pub(super) fn not_connected() -> Error {
 /// Absolute, so that a write that Redis applies late does not live longer for it.
 fn expiration(useless_after: Timestamp) -> Expiration {
     Expiration::PXAT(i64::try_from(useless_after.as_millis()).unwrap_or(i64::MAX).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_write_counts_and_none_for_more_than_there_is_room_for() {
+        assert_eq!([0, 1, PAGE, PAGE + 1, BYTES_MAX].map(pages), [1, 1, 1, 2, PAGES_AT_ONCE_MAX]);
+    }
 }
