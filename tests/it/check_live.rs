@@ -229,7 +229,7 @@ fn a_server_that_falls_silent_is_given_up_within_the_bound() {
 
 /// All that the user needs, and no more.
 const LEAST: &str = concat!(
-    "+ping +client|id +set +get +getrange +setrange +time +strlen +pexpire +eval +evalsha +unlink +publish +subscribe ",
+    "+ping +client|id +set +get +getrange +mget +setrange +time +strlen +pexpire +eval +evalsha +unlink +publish +subscribe ",
     "~aside:* &aside:*"
 );
 

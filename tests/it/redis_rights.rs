@@ -128,6 +128,7 @@ async fn cover_the_ledger_and_locks_and_no_more() {
     let dry = |command: &str| redis.ask(&format!("ACL DRYRUN aside {command}")).expect("an answer");
     for command in [
         "GETRANGE aside:p 0 9",
+        "MGET aside:r aside:s",
         "STRLEN aside:p",
         "SETRANGE aside:p 0 x",
         "EVAL x 1 aside:p",

@@ -19,11 +19,12 @@ use tokio::sync::{Semaphore, watch};
 use super::breaker::Breaker;
 use super::errors::{force_reconnection, knows_no_sentinel};
 use super::server::server;
+use super::together::Gathered;
 use super::writes::{Queue, bulk_timeout};
 use super::{RedisConfig, RedisTier};
 
 /// The bound on a lane's commands in flight: fred's own bound wedges the client once it is reached.
-const IN_FLIGHT_MAX: usize = 512;
+pub(super) const IN_FLIGHT_MAX: usize = 512;
 /// How often an open breaker is probed.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the first connection is looked for.
@@ -46,6 +47,7 @@ pub(super) struct Lane {
     pub(super) permits: Semaphore,
     pub(super) breaker: Breaker,
     pub(super) queue: Queue,
+    pub(super) gathered: Gathered,
 }
 
 impl Lane {
@@ -57,6 +59,7 @@ impl Lane {
             permits: Semaphore::new(IN_FLIGHT_MAX),
             breaker: Breaker::new(),
             queue: Queue::new(),
+            gathered: Gathered::default(),
         }
     }
 

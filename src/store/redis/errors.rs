@@ -60,6 +60,8 @@ pub(super) struct Reports {
     reconnection: Pace,
     /// Milliseconds after `started` until which nothing is written.
     writes_paused_until: AtomicU64,
+    /// The same, until which each key is asked for alone; 0: they are asked for together.
+    alone_until: AtomicU64,
 }
 
 const CONNECTING: u8 = 0;
@@ -220,6 +222,7 @@ impl Reports {
             corrupt_told: Pace::default(),
             reconnection: Pace::default(),
             writes_paused_until: AtomicU64::new(0),
+            alone_until: AtomicU64::new(0),
         }
     }
 
@@ -295,6 +298,16 @@ impl Reports {
 
     fn pause_writes(&self) {
         self.writes_paused_until.store(self.millis() + millis(PAUSE), Ordering::Relaxed);
+    }
+
+    pub(super) fn keys_go_alone(&self) -> bool {
+        let until = self.alone_until.load(Ordering::Relaxed);
+        until != 0 && self.millis() < until
+    }
+
+    /// Redis does not tell of several keys, perhaps for lack of a right: for some time each is asked for alone.
+    pub(super) fn ask_alone(&self) {
+        self.alone_until.store(self.millis() + millis(TOLD_EVERY), Ordering::Relaxed);
     }
 
     fn pace(&self, pace: &Pace, every: Duration) -> bool {

@@ -10,8 +10,10 @@ use fred::interfaces::KeysInterface;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use super::client::IN_FLIGHT_MAX;
 use super::errors::Trouble;
 use super::pending::Waiting;
+use super::together::Told;
 use super::writes::{INLINE_MAX, bulk_timeout, not_connected};
 use super::{RedisTier, WorkerId};
 use crate::boxed::pinned;
@@ -109,10 +111,18 @@ impl RedisTier {
         Ok(Some(Read::Response { response, is_body_shared }))
     }
 
-    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`.
+    /// What a key holds, on the worker's lane; waiting for a permit and for the answer together take at most `timeout`;
+    /// twice that where others were asked for with it, and Redis does not tell of several.
     async fn get(&self, lane: usize, key: String) -> Result<Option<Bytes>, Trouble> {
         // Where one is free, which is nearly always, no clock is read and no timer made.
         let (_permit, left) = match self.lanes[lane].permits.try_acquire() {
+            Ok(permit) if self.has_company(lane) => match self.lanes[lane].gathered.ask(key.clone()).await {
+                Ok(Told::Alone) => (permit, self.config.timeout),
+                outcome => {
+                    let told = |told| if let Told::Value(value) = told { value } else { None };
+                    return self.note(lane, outcome.map(told).map(|value| value.filter(|value| !value.is_empty())));
+                }
+            },
             Ok(permit) => (permit, self.config.timeout),
             Err(_) => self.permitted(lane).await?,
         };
@@ -121,6 +131,13 @@ impl RedisTier {
             None => Err(not_connected()),
         };
         self.note(lane, outcome)
+    }
+
+    /// Whether a lookup goes together with others: where any is under way, for the one that is alone waits for nobody. In a
+    /// cluster keys share no slot, and each is asked for alone.
+    fn has_company(&self, lane: usize) -> bool {
+        let is_alone = || self.lanes[lane].permits.available_permits() + 1 >= IN_FLIGHT_MAX;
+        !self.is_cluster && lane < self.control() && !is_alone() && !self.reports.keys_go_alone()
     }
 
     /// Waits for a permit; with what is left of `timeout` then.

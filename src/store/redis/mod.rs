@@ -10,6 +10,7 @@ mod lookup;
 mod pending;
 mod script;
 mod server;
+mod together;
 mod wakes;
 mod writes;
 
@@ -83,6 +84,7 @@ impl RedisConfig {
 /// The Redis tier: a lane for each worker, one for the control thread and one for large bodies.
 pub(super) struct RedisTier {
     config: RedisConfig,
+    is_cluster: bool,
     /// In this order: workers, control, bulk.
     lanes: Box<[Lane]>,
     pending: Pending,
@@ -113,6 +115,7 @@ impl RedisTier {
         let locks = TaskTracker::new();
         locks.close();
         Self {
+            is_cluster: server::is_cluster(&config.url),
             config,
             clock,
             orders,
@@ -147,6 +150,7 @@ impl RedisTier {
             self.tasks.spawn(follow::follow(Arc::clone(self)));
         } else {
             self.tasks.spawn(writes::work_off(Arc::clone(self), worker.0));
+            self.tasks.spawn(together::ask_gathered(Arc::clone(self), worker.0));
         }
         self.tasks.spawn(client::supervise(Arc::clone(self), worker.0, builder));
     }

@@ -138,6 +138,11 @@ pub(super) fn is_encrypted(url: &str) -> bool {
     Scheme::of(url).is_ok_and(|scheme| scheme.encrypted)
 }
 
+/// Whether a URL names a cluster.
+pub(super) fn is_cluster(url: &str) -> bool {
+    Scheme::of(url).is_ok_and(|scheme| scheme.topology == Topology::Cluster)
+}
+
 /// The servers, credentials and TLS of a configuration. An error's text tells what the URL is or has, and what was
 /// expected.
 pub(super) fn server(config: &RedisConfig) -> Result<Config, Error> {
@@ -220,4 +225,19 @@ fn native_tls() -> Result<Arc<rustls::ClientConfig>, Error> {
 
 fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Url, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_told_by_its_url() {
+        let check = |url, expected| assert_eq!(is_cluster(url), expected, "{url}");
+        check("redis-cluster://one:6379?node=two:6379", true);
+        check("valkeys-cluster://one:6379", true);
+        check("redis://one:6379", false);
+        check("redis-sentinel://one:26379?sentinelServiceName=a", false);
+        check("redis+unix:///run/redis.sock", false);
+    }
 }

@@ -7,6 +7,7 @@ mod overtaken;
 mod purges;
 mod redis;
 mod server;
+mod together;
 mod traps;
 
 use std::sync::Arc;

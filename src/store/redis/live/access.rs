@@ -27,6 +27,8 @@ enum When {
     Always,
     /// Towards a cluster.
     Cluster,
+    /// Towards what is none.
+    NoCluster,
     /// It is sent, but nothing is lost without.
     Never,
 }
@@ -49,6 +51,7 @@ const NEEDS: &[Need] = &[
     always("SET", &["SET", KEY, "1", "NX", "PX", SCRATCH_MILLIS, "GET"]),
     always("GET", &["GET", KEY]),
     always("GETRANGE", &["GETRANGE", KEY, "0", "0"]),
+    only(When::NoCluster, "MGET", &["MGET", KEY, KEY]),
     always("SETRANGE", &["SETRANGE", KEY, "0", "1"]),
     always("TIME", &["TIME"]),
     always("STRLEN", &["STRLEN", KEY]),
@@ -120,7 +123,8 @@ pub(super) async fn probe(caller: &Caller, key: &str, prefix: &str, login: &str)
     let means = if dry_run(caller, &user, &["PING"]).await.is_ok() { Means::DryRun } else { Means::Trial };
     let channel = format!("{prefix}:check");
     let mut outcomes = Vec::with_capacity(NEEDS.len());
-    for need in NEEDS.iter().filter(|need| need.when != When::Cluster || caller.node.is_some()) {
+    let other = if caller.node.is_some() { When::NoCluster } else { When::Cluster };
+    for need in NEEDS.iter().filter(|need| need.when != other) {
         let words: Vec<&str> = need.form.iter().map(|word| filled_in(word, key, &channel)).collect();
         let outcome = match means {
             Means::DryRun => dry_run(caller, &user, &words).await.unwrap_or_else(Outcome::Failed),
