@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::ask::Ask;
 use super::fill::{Fill, News};
@@ -84,6 +85,8 @@ pub struct Driven {
     fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     report: oneshot::Receiver<Report>,
     shared: Arc<Shared>,
+    /// Counts it among the tasks that drain waits for.
+    _counted: TaskTrackerToken,
 }
 
 impl Future for Driven {
@@ -113,13 +116,23 @@ impl Drop for Driven {
     }
 }
 
+impl Driven {
+    fn new(
+        fetch: Pin<Box<dyn Future<Output = ()> + Send>>,
+        report: oneshot::Receiver<Report>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { fetch: Some(fetch), report, _counted: shared.tasks.token(), shared }
+    }
+}
+
 impl Fetch {
     /// Begins with the first poll.
     pub fn start(ask: &Arc<Ask>, stored: Option<Arc<StoredResponse>>, lead: Option<Lead>) -> Driven {
         let (client, report) = oneshot::channel();
         let own = Arc::clone(ask);
         let fetch = pinned(move || Self::new(own, stored, lead, Some(client)).run());
-        Driven { fetch: Some(fetch), report, shared: Arc::clone(&ask.proxy.shared) }
+        Driven::new(fetch, report, Arc::clone(&ask.proxy.shared))
     }
 
     /// Starts a validation that no client waits for, as a task that drain waits for.
@@ -139,7 +152,7 @@ impl Fetch {
             let (parts, body) = response.into_parts();
             fetch.store(head, framing(&parts, &body), parts, body).await;
         });
-        Driven { fetch: Some(fetch), report, shared }
+        Driven::new(fetch, report, shared)
     }
 
     fn new(

@@ -28,26 +28,37 @@ const SMALL_BYTES: usize = 64 << 10;
 
 /// What the store said.
 #[derive(Clone, Debug)]
-pub struct LookedUp(Lookup);
+pub struct LookedUp {
+    lookup: Lookup,
+    /// How often something had been stored under the key before.
+    changes: u64,
+}
 
 impl LookedUp {
     /// Asks the store.
     pub async fn from_store(ask: &Ask) -> Self {
-        let tags = ask.tags();
+        let (tags, store) = (ask.tags(), &ask.proxy.shared.store);
         let query = ask.store_query(&tags, ask.now());
-        Self(with_room(ask, ask.proxy.shared.store.get(ask.proxy.worker, &query).await))
+        let changes = store.changes(&ask.address);
+        Self { lookup: with_room(ask, store.get(ask.proxy.worker, &query).await), changes }
     }
 
     /// Asks the rest of the store, after this process was `looked` through.
     pub async fn after(ask: &Ask, looked: Looked) -> Self {
-        let tags = ask.tags();
+        let (tags, store) = (ask.tags(), &ask.proxy.shared.store);
         let query = ask.store_query(&tags, ask.now());
-        Self(with_room(ask, ask.proxy.shared.store.look_on(ask.proxy.worker, &query, looked).await))
+        let changes = store.changes(&ask.address);
+        Self { lookup: with_room(ask, store.look_on(ask.proxy.worker, &query, looked).await), changes }
+    }
+
+    /// Whether something was stored under the key meanwhile, perhaps in Redis alone.
+    pub fn is_outdated(&self, ask: &Ask) -> bool {
+        ask.proxy.shared.store.changes(&ask.address) != self.changes
     }
 
     /// What is stored, whether it must be validated first, and why the upstream would be asked.
     pub fn for_decision(&self) -> (Option<Arc<StoredResponse>>, bool, Why) {
-        match &self.0 {
+        match &self.lookup {
             Lookup::Found(Found { response, must_validate, .. }) => {
                 (Some(Arc::clone(response)), *must_validate, Why::Stale)
             }
@@ -61,7 +72,7 @@ impl LookedUp {
 
     /// What is stored.
     pub const fn stored(&self) -> Option<&Arc<StoredResponse>> {
-        match &self.0 {
+        match &self.lookup {
             Lookup::Found(found) => Some(&found.response),
             Lookup::Missing(_) => None,
         }
@@ -69,7 +80,7 @@ impl LookedUp {
 
     /// Whether the key is remembered as uncacheable.
     pub const fn is_uncacheable(&self) -> bool {
-        match &self.0 {
+        match &self.lookup {
             Lookup::Found(found) => found.uncacheable,
             Lookup::Missing(missing) => matches!(missing, Missing::Uncacheable),
         }
@@ -77,7 +88,7 @@ impl LookedUp {
 
     /// Why nothing is.
     pub const fn missing(&self) -> Option<&Missing> {
-        match &self.0 {
+        match &self.lookup {
             Lookup::Found(_) => None,
             Lookup::Missing(missing) => Some(missing),
         }
@@ -90,7 +101,7 @@ impl LookedUp {
             let outcome = collapsed_into(why, stored.status);
             return from_stored(&ask.parts, stored, now, CacheStatus { outcome, detail });
         }
-        let tier = match &self.0 {
+        let tier = match &self.lookup {
             Lookup::Found(found) => found.tier,
             Lookup::Missing(_) => Tier::Memory,
         };

@@ -110,7 +110,7 @@ impl Share {
         let max = WaitersMax { of_key, in_all: ask.generation.server.limits.waiters };
         match ask.proxy.shared.inflight.join(self.key, max) {
             // A leader may have ended between the lookup and now.
-            Turn::Lead(lease) if is_stored_meanwhile(ask, stored) => {
+            Turn::Lead(lease) if looked_up.is_outdated(ask) || is_stored_meanwhile(ask, stored) => {
                 drop(lease);
                 self.waits += 1;
                 Step::Again

@@ -22,11 +22,12 @@ type Waiting = Arc<Mutex<Vec<oneshot::Sender<Ended>>>>;
 /// and two thirds of Redis'.
 pub(super) struct Reads {
     under_way: Box<[Mutex<KeyMap<Entry>>]>,
-    /// How often something was stored, by key; keys that share a count only join the less.
-    changes: [AtomicU64; CHANGE_COUNTS],
+    /// How often something was stored, by key; keys that share a count only join the less, or look up twice.
+    changes: Box<[AtomicU64]>,
 }
 
-const CHANGE_COUNTS: usize = 64;
+/// So many that what is stored under other keys, some dozens while Redis answers, is seldom taken for a change.
+const CHANGE_COUNTS: usize = 1 << 14;
 /// How often somebody joins a read, or begins one for others: each time but the first because who began it has left. Then it
 /// reads alone, so that whoever comes and goes delays nobody for long.
 const JOINS_MAX: usize = 4;
@@ -49,7 +50,7 @@ impl Reads {
     pub(super) fn new(workers: usize) -> Arc<Self> {
         // The control thread looks up too.
         let under_way = (0..=workers).map(|_| Mutex::default()).collect();
-        Arc::new(Self { under_way, changes: [const { AtomicU64::new(0) }; CHANGE_COUNTS] })
+        Arc::new(Self { under_way, changes: (0..CHANGE_COUNTS).map(|_| AtomicU64::new(0)).collect() })
     }
 
     /// Something was stored under this key: nobody who comes from now on joins a read from before.
@@ -130,7 +131,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn place(key: &CacheKey) -> usize {
-    usize::from(key.as_bytes()[0]) % CHANGE_COUNTS
+    let [first, second, ..] = *key.as_bytes();
+    usize::from(u16::from_le_bytes([first, second])) % CHANGE_COUNTS
 }
 
 /// Takes a read that has ended, or whose reader has left, out of those under way; not another in its place.

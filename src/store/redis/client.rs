@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use super::breaker::Breaker;
 use super::errors::{force_reconnection, knows_no_sentinel};
 use super::server::server;
-use super::together::Gathered;
+use super::together::{Gathered, Lengths};
 use super::writes::{Queue, bulk_timeout};
 use super::{RedisConfig, RedisTier};
 
@@ -48,6 +48,7 @@ pub(super) struct Lane {
     pub(super) breaker: Breaker,
     pub(super) queue: Queue,
     pub(super) gathered: Gathered,
+    pub(super) lengths: Lengths,
 }
 
 impl Lane {
@@ -60,6 +61,7 @@ impl Lane {
             breaker: Breaker::new(),
             queue: Queue::new(),
             gathered: Gathered::default(),
+            lengths: Lengths::default(),
         }
     }
 

@@ -120,7 +120,7 @@ impl RedisTier {
                 Ok(Told::Alone) => (permit, self.config.timeout),
                 outcome => {
                     let told = |told| if let Told::Value(value) = told { value } else { None };
-                    return self.note(lane, outcome.map(told).map(|value| value.filter(|value| !value.is_empty())));
+                    return self.learn(lane, outcome.map(told).map(|value| value.filter(|value| !value.is_empty())));
                 }
             },
             Ok(permit) => (permit, self.config.timeout),
@@ -130,6 +130,14 @@ impl RedisTier {
             Some(client) => get(&client, key, RECORD_MAX).await,
             None => Err(not_connected()),
         };
+        self.learn(lane, outcome)
+    }
+
+    /// The outcome of a lookup, whose length tells how many to ask for together.
+    fn learn(&self, lane: usize, outcome: Result<Option<Bytes>, Error>) -> Result<Option<Bytes>, Trouble> {
+        if let Ok(value) = &outcome {
+            self.lanes[lane].lengths.learn(value.as_ref().map_or(0, Bytes::len));
+        }
         self.note(lane, outcome)
     }
 
@@ -137,7 +145,8 @@ impl RedisTier {
     /// cluster keys share no slot, and each is asked for alone.
     fn has_company(&self, lane: usize) -> bool {
         let is_alone = || self.lanes[lane].permits.available_permits() + 1 >= IN_FLIGHT_MAX;
-        !self.is_cluster && lane < self.control() && !is_alone() && !self.reports.keys_go_alone()
+        let may_have = !self.is_cluster && lane < self.control() && self.lanes[lane].lengths.keys() > 1;
+        may_have && !is_alone() && !self.reports.keys_go_alone()
     }
 
     /// Waits for a permit; with what is left of `timeout` then.

@@ -25,8 +25,9 @@ const WRITES_MAX: usize = 4096;
 /// The bound on the bytes they keep in memory.
 const BYTES_MAX: usize = 32 << 20;
 /// The bound on a lane's writes under way, in pages of what they keep in memory: reads wait behind them. 512 small ones, for as
-/// many as a busy worker stores while Redis answers once must fit; 2 MiB of longer ones; and a longer one alone.
+/// many as a busy worker stores while Redis answers once must fit, and 32 long ones.
 const PAGES_AT_ONCE_MAX: u32 = 512;
+const PAGES_OF_ONE_MAX: u32 = 16;
 const PAGE: usize = 4 << 10;
 /// A body that is stored in more than this is a string of its own.
 pub(super) const INLINE_MAX: usize = 1 << 20;
@@ -248,9 +249,9 @@ impl RedisTier {
     }
 }
 
-/// The pages that a write is counted with: at least one, and no more than there are.
+/// The pages that a write is counted with: at least one, and no more than lets long ones go side by side.
 fn pages(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).clamp(1, PAGES_AT_ONCE_MAX)
+    u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).clamp(1, PAGES_OF_ONE_MAX)
 }
 
 /// What a command on a string of `length` bytes is given.
@@ -272,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_write_counts_and_none_for_more_than_there_is_room_for() {
-        assert_eq!([0, 1, PAGE, PAGE + 1, BYTES_MAX].map(pages), [1, 1, 1, 2, PAGES_AT_ONCE_MAX]);
+    fn each_write_counts_and_32_long_ones_go_at_once() {
+        assert_eq!([0, 1, PAGE, PAGE + 1, BYTES_MAX].map(pages), [1, 1, 1, 2, PAGES_AT_ONCE_MAX / 32]);
     }
 }

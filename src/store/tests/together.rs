@@ -17,6 +17,13 @@ fn calls(server: &Server, command: &str) -> usize {
     line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
 }
 
+/// So many lookups that find nothing, one after the other, that values count as short.
+async fn expect_short(world: &World) {
+    for nth in 0..40 {
+        world.get(&ask(&format!("/nothing/{nth}"), &[])).await;
+    }
+}
+
 fn reset(server: &Server) {
     server.command("CONFIG RESETSTAT").unwrap();
 }
@@ -24,6 +31,7 @@ fn reset(server: &Server) {
 async fn put_all(world: &World, asks: &[Ask]) {
     asks.iter().for_each(|ask| assert_eq!(world.put(ask, world.response(&[], "a")), Put::Stored));
     flush(world).await;
+    expect_short(world).await;
 }
 
 fn key_of(ask: &Ask) -> String {
@@ -48,6 +56,7 @@ async fn what_comes_together_is_asked_for_in_few_commands_and_each_gets_its_own(
         assert_eq!(world.put(ask, world.response(&[], &format!("body {nth}"))), Put::Stored);
     }
     flush(&world).await;
+    expect_short(&world).await;
     reset(&server);
     let told = |nth| if nth % 10 == 0 { Err(Missing::Key) } else { Ok(format!("body {nth}")) };
     assert_eq!(bodies(&world, &asks).await, (0..200).map(told).collect::<Vec<_>>());
@@ -59,6 +68,27 @@ async fn what_comes_together_is_asked_for_in_few_commands_and_each_gets_its_own(
     }
     assert_eq!((calls(&server, "mget"), calls(&server, "getrange")), (0, 3), "one after the other");
     assert_eq!((stats(&world).errors, stats(&world).timeouts, stats(&world).dropped_writes), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn what_is_long_is_asked_for_alone() {
+    let server = Server::start(&[]);
+    let world = connected(&server, 0).await;
+    let asks = asks(64);
+    put_all(&world, &asks).await;
+    let long: String = std::iter::repeat_with(fastrand::alphanumeric).take(200 << 10).collect();
+    asks[..32].iter().for_each(|ask| assert_eq!(world.put(ask, world.response(&[], &long)), Put::Stored));
+    flush(&world).await;
+    let commands = async |asks: &[Ask]| {
+        reset(&server);
+        assert!(bodies(&world, asks).await.iter().all(Result::is_ok));
+        (calls(&server, "mget"), calls(&server, "getrange"))
+    };
+    assert_eq!(commands(&asks[32..]).await, (2, 1), "31 in two commands");
+    commands(&asks[..32]).await;
+    assert_eq!(commands(&asks[..32]).await, (0, 32));
+    expect_short(&world).await;
+    assert_eq!(commands(&asks[32..]).await, (2, 1));
 }
 
 #[tokio::test]
