@@ -1,10 +1,14 @@
 //! One fetch for many requests.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::world::proxy::one_route;
+use crate::world::load::until_up;
+use crate::world::proxy::{one_route, one_route_with_redis};
+use crate::world::redis::Redis;
 use crate::world::{Origin, Proxy, client, get, reply};
 
 /// The upstream is slow, so that all requests come while the first is being fetched.
@@ -148,4 +152,24 @@ async fn an_answer_to_one_request_hides_from_nobody_what_is_stored() {
         let answer = get(&client, &url).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "good"), "after {field}: {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn what_only_redis_keeps_is_fetched_once_whenever_requests_come() {
+    let (origin, redis) = (Origin::counting(&[("cache-control", "max-age=60")]), Redis::start());
+    let config = one_route_with_redis(&origin.url(), &redis.url(), "");
+    let proxy = Proxy::start(&format!("{config}\n[memory]\nmax_size = \"0\""));
+    until_up(&proxy).await;
+    let (client, nth) = (client(), AtomicUsize::new(0));
+    // Each key is young for 160 requests: some look it up just as the first answer is being stored.
+    let requests = async || loop {
+        let nth = nth.fetch_add(1, Ordering::Relaxed);
+        if nth >= 8000 {
+            break;
+        }
+        get(&client, &proxy.url(&format!("/young/{}", nth / 40 + fastrand::usize(..4)))).await;
+    };
+    join_all((0..48).map(|_| requests())).await;
+    let fetched: Vec<String> = origin.seen().into_iter().map(|seen| seen.target).collect();
+    assert_eq!(fetched.len(), fetched.iter().collect::<HashSet<_>>().len(), "each once");
 }
