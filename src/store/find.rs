@@ -52,6 +52,11 @@ pub(super) enum Reading {
 }
 
 impl Store {
+    /// How often something was stored here under an address, or another that shares its count.
+    pub fn changes(&self, address: &Address) -> u64 {
+        self.reads.changes(&address.key)
+    }
+
     /// Looks into memory and what waits to be written.
     pub(super) fn find_local(&self, query: &Query<'_>) -> Result<Found, Absent> {
         let found = self.select_local(query);

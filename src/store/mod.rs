@@ -376,11 +376,6 @@ impl Store {
         self.redis.as_ref().and_then(|redis| redis.take_orders())
     }
 
-    /// How often something was stored here under an address, or another that shares its count.
-    pub fn changes(&self, address: &Address) -> u64 {
-        self.reads.changes(&address.key)
-    }
-
     /// Whether a response that is being received has been purged meanwhile.
     pub fn is_purged(&self, head: &StoredResponse, tags: &ConfiguredTags<'_>, now: Timestamp) -> bool {
         let verdict = self.ledger.judge(&head.provenance, head.request_time, &AtomicU64::new(0), tags, now);
