@@ -44,7 +44,7 @@ impl Timestamp {
 /// Where the time comes from: the system, or a value that a test moves.
 #[derive(Clone, Debug)]
 pub enum Clock {
-    /// The system's wall clock; on Linux as of its last tick, 1 to 10 ms ago.
+    /// The system's wall clock; on Linux as of its last tick, up to 10 ms ago.
     System,
     /// Milliseconds since the Unix epoch, moved by hand.
     Manual(Arc<AtomicU64>),
