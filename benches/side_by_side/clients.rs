@@ -1,6 +1,6 @@
 //! The clients that the benchmark brings along, for what wrk and h2load do not do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use tokio::task::{JoinSet, LocalSet, yield_now};
 
 /// Connections that fill a cache.
 const WARMING: usize = 32;
+/// A thread that spins and has not looked at the clock for so long was stopped.
+const STOP: Duration = Duration::from_micros(50);
 
 /// A keep-alive connection that asks for one thing at a time.
 pub struct Connection {
@@ -117,42 +119,76 @@ pub async fn idle(port: u16, path: String, count: usize) -> io::Result<Value> {
     Ok(Value::Null)
 }
 
-/// Asks at a fixed pace, whether or not what was asked before is answered; a latency counts from when it was due.
+/// Asks at a fixed pace, whether or not what was asked before is answered.
+///
+/// Of the contender alone is told: where this thread itself is late it does not catch up, and what was under way while it was
+/// stopped, as a virtual machine's processor is for milliseconds at a time, is not counted.
 pub async fn paced(port: u16, path: String, count: usize, rate: f64, seconds: u64) -> io::Result<Value> {
-    let latencies = Rc::new(RefCell::new(Vec::new()));
+    let (latencies, presence) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Presence::default()));
     let (mut clients, mut doors) = (JoinSet::new(), Vec::new());
     for _ in 0..count {
         let mut connection = Connection::open(port).await?;
-        let (door, mut orders) = mpsc::unbounded_channel::<Instant>();
-        let (path, latencies) = (path.clone(), Rc::clone(&latencies));
+        let (door, mut orders) = mpsc::unbounded_channel::<()>();
+        let (path, latencies, presence) = (path.clone(), Rc::clone(&latencies), Rc::clone(&presence));
         doors.push(door);
         clients.spawn_local(async move {
-            while let Some(due) = orders.recv().await {
+            while orders.recv().await.is_some() {
+                let sent = presence.look();
                 connection.get(&path).await?;
-                latencies.borrow_mut().push(due.elapsed());
+                let answered = presence.look();
+                latencies.borrow_mut().push(presence.has_been_since(sent).then_some(answered - sent));
             }
             Ok::<_, io::Error>(())
         });
     }
-    let begun = Instant::now();
-    for (order, door) in doors.iter().cycle().enumerate() {
-        let due = begun + Duration::from_secs_f64(order as f64 / rate);
+    let (begun, pace) = (presence.look(), Duration::from_secs_f64(1.0 / rate));
+    let mut due = begun;
+    for door in doors.iter().cycle() {
+        // A timer would be late by up to a millisecond.
+        while presence.look() < due {
+            yield_now().await;
+        }
         if due > begun + Duration::from_secs(seconds) {
             break;
         }
-        // A timer would be late by up to a millisecond.
-        while Instant::now() < due {
-            yield_now().await;
-        }
-        let _ = door.send(due);
+        let _ = door.send(());
+        // Late by less than a stop it keeps the pace.
+        due = if presence.has_been_since(due) { due + pace } else { presence.look() };
     }
     drop(doors);
     clients.join_all().await.into_iter().collect::<io::Result<()>>()?;
     let took = begun.elapsed().as_secs_f64();
-    let mut latencies = latencies.take();
-    latencies.sort();
-    let at = |part: f64| latencies.get((latencies.len() as f64 * part) as usize).copied().map(millis);
-    Ok(json!({ "requests": latencies.len(), "seconds": took, "p50_ms": at(0.5), "p99_ms": at(0.99) }))
+    let latencies = latencies.take();
+    let mut seen: Vec<Duration> = latencies.iter().copied().flatten().collect();
+    seen.sort();
+    let at = |part: f64| seen.get((seen.len() as f64 * part) as usize).copied().map(millis);
+    let unseen = 1.0 - seen.len() as f64 / latencies.len() as f64;
+    Ok(json!({
+        "requests": latencies.len(), "seconds": took, "p50_ms": at(0.5), "p99_ms": at(0.99), "unseen": unseen,
+    }))
+}
+
+/// Whether this thread has run without a stop.
+#[derive(Default)]
+struct Presence {
+    last: Cell<Option<Instant>>,
+    /// When the last stop ended.
+    back: Cell<Option<Instant>>,
+}
+
+impl Presence {
+    /// The time. From one look to the next there is little to do.
+    fn look(&self) -> Instant {
+        let now = Instant::now();
+        if self.last.replace(Some(now)).is_some_and(|last| now - last > STOP) {
+            self.back.set(Some(now));
+        }
+        now
+    }
+
+    fn has_been_since(&self, then: Instant) -> bool {
+        self.back.get().is_none_or(|back| back < then)
+    }
 }
 
 fn millis(duration: Duration) -> f64 {

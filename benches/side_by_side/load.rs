@@ -16,6 +16,8 @@ pub struct Load {
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub errors: f64,
+    /// The part of the requests whose latency is not known.
+    pub unseen: f64,
 }
 
 /// HTTP/1.1 as fast as it goes: `prefix` and the number of one of `keys`; with none, another each time.
@@ -47,7 +49,7 @@ pub fn wrk(stage: &Stage<'_>, prefix: &str, keys: usize, connections: usize, sec
     if requests == 0.0 {
         return Err("wrk had no answer".to_owned());
     }
-    Ok(Load { requests, seconds: micros / 1e6, p50_ms: p50 / 1e3, p99_ms: p99 / 1e3, errors })
+    Ok(Load { requests, seconds: micros / 1e6, p50_ms: p50 / 1e3, p99_ms: p99 / 1e3, errors, unseen: 0.0 })
 }
 
 /// HTTP/2 with prior knowledge, as fast as it goes.
@@ -70,7 +72,7 @@ pub fn h2load(stage: &Stage<'_>, path: &str, seconds: u64) -> Result<Load, Strin
     micros.sort_by(f64::total_cmp);
     let at = |part: f64| micros.get((micros.len() as f64 * part) as usize).copied().ok_or("h2load had no answer");
     let (p50_ms, p99_ms) = (at(0.5)? / 1e3, at(0.99)? / 1e3);
-    Ok(Load { requests: micros.len() as f64, seconds: seconds as f64, p50_ms, p99_ms, errors })
+    Ok(Load { requests: micros.len() as f64, seconds: seconds as f64, p50_ms, p99_ms, errors, unseen: 0.0 })
 }
 
 /// Asks once for each of the keys.
@@ -94,6 +96,7 @@ pub fn paced(stage: &Stage<'_>, path: &str, rate: f64, seconds: u64) -> Result<L
         p50_ms: number(&told, "p50_ms")?,
         p99_ms: number(&told, "p99_ms")?,
         errors: 0.0,
+        unseen: number(&told, "unseen")?,
     })
 }
 

@@ -12,6 +12,8 @@ pub type Figures = BTreeMap<&'static str, f64>;
 
 /// CPUs' worth of time that others may use before a measurement is doubted.
 pub const NOISE_MAX: f64 = 0.1;
+/// The part of the requests that may have no latency before a measurement is doubted.
+pub const UNSEEN_MAX: f64 = 0.1;
 
 pub const CPU_US: &str = "cpu_us";
 pub const REDIS_US: &str = "redis_us";
@@ -25,6 +27,7 @@ pub const LAST_MS: &str = "last_ms";
 pub const CONNECTION_KIB: &str = "connection_kib";
 pub const BUSIEST_OVER_MEAN: &str = "busiest_over_mean";
 pub const ERRORS: &str = "errors";
+pub const UNSEEN: &str = "unseen";
 pub const NOISE: &str = "noise_cpus";
 
 /// Runs a load and sets beside it what was used meanwhile.
@@ -40,6 +43,7 @@ pub fn measured(stage: &Stage<'_>, load: impl FnOnce() -> Result<Load, String>) 
         (MEMORY_MIB, memory_kib(stage.process.id()) / 1024.0),
         (UPSTREAM_REQUESTS, stage.asked()? - asked),
         (ERRORS, load.errors),
+        (UNSEEN, load.unseen),
         (NOISE, used.by_others()),
     ]);
     if stage.redis.is_some() {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::cases::Case;
 use super::measure::{
     BUSIEST_OVER_MEAN, CONNECTION_KIB, CPU_US, ERRORS, Figures, LAST_MS, MEMORY_MIB, NOISE, NOISE_MAX, P50_MS, P99_MS,
-    P99_OVER_P50, RATE, REDIS_US, UPSTREAM_REQUESTS,
+    P99_OVER_P50, RATE, REDIS_US, UNSEEN, UNSEEN_MAX, UPSTREAM_REQUESTS,
 };
 
 /// What a contender did in a case, round by round; or why it could not.
@@ -129,6 +129,9 @@ fn besides(outcome: &Outcome, row: &Row) -> String {
     }
     if let Some(noise) = row.median(NOISE).filter(|noise| *noise > NOISE_MAX) {
         notes.push(format!("DOUBTFUL: others used {noise:.2} CPUs"));
+    }
+    if let Some(unseen) = row.median(UNSEEN).filter(|unseen| *unseen > UNSEEN_MAX) {
+        notes.push(format!("DOUBTFUL: {:.0} % not seen", unseen * 100.0));
     }
     notes.join(", ")
 }
