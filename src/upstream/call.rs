@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use http::header::UPGRADE;
-use http::{Request, Response, Version};
+use http::request::Parts;
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
@@ -34,8 +35,7 @@ pub(super) async fn run(
     let servers = upstream.roster.get().await;
     let place = upstream.room.enter().await.inspect_err(|_| upstream.telemetry.limited(Limit::MaxPending))?;
     let (head, content) = request.into_parts();
-    let mut call =
-        Call { upstream, servers, worker, options, head: Request::from_parts(head, ()), source: Source::new(content) };
+    let mut call = Call { upstream, servers, worker, options, head, source: Source::new(content) };
     let (response, connection, attempt) = call.send().await?;
     let holds = Holds { in_flight: attempt.succeeded(), _place: place, _connection: connection };
     Ok(response.map(|content| ResponseBody::new(content, holds, upstream.config.idle_timeout)))
@@ -46,7 +46,8 @@ struct Call<'a> {
     servers: Arc<Vec<Arc<Server>>>,
     worker: usize,
     options: &'a CallOptions,
-    head: Request<()>,
+    /// What is to be sent; without its fields, once nobody else is to be asked.
+    head: Parts,
     source: Source,
 }
 
@@ -72,37 +73,44 @@ impl Call<'_> {
     }
 
     async fn exchange(&mut self, server: &Server, is_last: bool) -> Result<(Response<Incoming>, Hold), Failure> {
-        let mut head = if is_last { std::mem::take(&mut self.head) } else { self.head.clone() };
-        *head.version_mut() = Version::HTTP_11;
-        let asked_upgrade = head.headers().contains_key(UPGRADE);
-        let is_repeatable = head.method().is_safe() && self.source.is_empty() && !asked_upgrade;
-        let again = is_repeatable.then(|| head.clone());
-        match (self.attempt(server, head, false).await, again) {
+        let asked_upgrade = self.head.headers.contains_key(UPGRADE);
+        let is_repeatable = self.head.method.is_safe() && self.source.is_empty() && !asked_upgrade;
+        let fields = self.fields(is_last && !is_repeatable);
+        match self.attempt(server, fields, false).await {
             // The server has closed what was kept open, as it may at any time; that tells nothing of it, and nothing of
             // what it makes of the request (RFC 9110 §9.2.2, RFC 9112 §9.3.1). Others that were kept may be closed too.
-            (Err(failure), Some(head)) if failure.broke => self.attempt(server, head, true).await,
-            (outcome, _) => outcome,
+            Err(failure) if failure.broke && is_repeatable => {
+                let fields = self.fields(is_last);
+                self.attempt(server, fields, true).await
+            }
+            outcome => outcome,
         }
+    }
+
+    /// The fields for an attempt.
+    fn fields(&mut self, is_last: bool) -> HeaderMap {
+        if is_last { std::mem::take(&mut self.head.headers) } else { self.head.headers.clone() }
     }
 
     /// Sends the request once. A failure says that the connection broke only where it had been kept.
     async fn attempt(
         &self,
         server: &Server,
-        head: Request<()>,
+        fields: HeaderMap,
         must_be_new: bool,
     ) -> Result<(Response<Incoming>, Hold), Failure> {
-        let pool = server.pool(self.worker, head.headers());
-        let asked_upgrade = head.headers().contains_key(UPGRADE);
-        let target = head.uri().clone();
-        let mut request = head.map(|()| self.source.body());
+        let asked_upgrade = fields.contains_key(UPGRADE);
+        let pool = server.pool(self.worker, asked_upgrade);
+        let mut request = Request::new(self.source.body());
+        request.method_mut().clone_from(&self.head.method);
+        *request.headers_mut() = fields;
         let interims = Interims::of(&mut request, self.options.interim_max, self.options.on_interim.clone());
         loop {
             let lease = if must_be_new { pool.get_new().await } else { pool.get().await };
             let lease = lease.map_err(|error| Failure::unconnected(&error))?;
             let was_kept = lease.was_kept();
             server
-                .address(&mut request, &target, self.options.client_host.as_ref(), lease.version())
+                .address(&mut request, &self.head.uri, self.options.client_host.as_ref(), lease.version())
                 .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
             let (sent, hold) = lease.send(request);
             let outcome = self.await_head(sent, &interims).await.and_then(|sent| judged(sent, asked_upgrade));

@@ -213,18 +213,18 @@ impl Upstream {
     }
 
     /// Sends a request: `request.uri()` is the path and query to send, before the base path; fields are complete but
-    /// for Host. Extensions reach hyper (upgrades). `worker` selects the pool.
+    /// for Host. `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
     /// have been written is never sent again. The call's place is held until the response's content ends or is
     /// dropped; an upgraded connection holds none.
-    pub async fn fetch(
-        &self,
+    pub fn fetch<'a>(
+        &'a self,
         worker: usize,
         request: Request<RequestBody>,
-        options: &CallOptions,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        call::run(self, worker, request, options).await
+        options: &'a CallOptions,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, UpstreamError>> + use<'a> {
+        call::run(self, worker, request, options)
     }
 
     /// Connect plus first-byte timeout: the longest a call waits for its head, but for `retries` and `max_pending`,

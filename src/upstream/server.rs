@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use http::header::{HOST, UPGRADE, USER_AGENT};
+use http::header::{HOST, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Uri, Version};
+use http::{HeaderValue, Request, Uri, Version};
 
 use super::checks::Checks;
 use super::connect::{self, Connector, Offer, Tls};
@@ -137,11 +137,11 @@ impl Server {
         Some(Attempt { in_flight: InFlight(Arc::clone(self)), verdict })
     }
 
-    /// The connections that suit the request.
-    pub fn pool(&self, worker: usize, fields: &HeaderMap) -> &Arc<Pool> {
+    /// The connections that suit a request: only HTTP/1.1 can be upgraded.
+    pub fn pool(&self, worker: usize, asked_upgrade: bool) -> &Arc<Pool> {
         // A worker that does not exist would be a mistake elsewhere; sharing a pool is safe.
         let pools = &self.pools[worker % self.pools.len()];
-        if fields.contains_key(UPGRADE) { &pools.http1 } else { &pools.any }
+        if asked_upgrade { &pools.http1 } else { &pools.any }
     }
 
     /// Asks it once whether it is well.
