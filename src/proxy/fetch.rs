@@ -131,7 +131,7 @@ impl Fetch {
     pub fn start(ask: &Arc<Ask>, stored: Option<Arc<StoredResponse>>, lead: Option<Lead>) -> Driven {
         let (client, report) = oneshot::channel();
         let own = Arc::clone(ask);
-        let fetch = pinned(move || Self::new(own, stored, lead, Some(client)).run());
+        let fetch = pinned(move || async move { Self::new(own, stored, lead, Some(client)).run().await });
         Driven::new(fetch, report, Arc::clone(&ask.proxy.shared))
     }
 
@@ -139,7 +139,7 @@ impl Fetch {
     pub fn start_in_background(ask: Arc<Ask>, stored: Arc<StoredResponse>, lead: Lead) {
         let shared = Arc::clone(&ask.proxy.shared);
         // In a box: tokio copies a task's future some eight times on its way through its life.
-        shared.tasks.spawn(pinned(move || Self::new(ask, Some(stored), Some(lead), None).run()));
+        shared.tasks.spawn(pinned(move || async move { Self::new(ask, Some(stored), Some(lead), None).run().await }));
     }
 
     /// Stores a response that another request than a GET has brought, and can answer GETs, by where the ledger stands for

@@ -206,16 +206,17 @@ impl Proxy {
         match (begun, matched) {
             (Begun::Answered(answer), _) => answer,
             (Begun::Asked(address, looked), Some(matched)) => {
-                let ask = self.ask(generation, matched, incomer.head, address, Bytes::new());
+                let ask = Arc::new(self.ask(generation, matched, incomer.head, address, Bytes::new()));
                 let share = Share::new(&ask);
                 let looked_up = LookedUp::after(&ask, looked).await;
-                self.cached(Arc::new(ask), share, looked_up).await
+                self.cached(ask, share, looked_up).await
             }
             (Begun::HasContent, Some(matched)) => match pinned(|| self.read(generation, matched, incomer)).await {
                 Ok(ask) => {
+                    let ask = Arc::new(ask);
                     let share = Share::new(&ask);
                     let looked_up = LookedUp::from_store(&ask).await;
-                    self.cached(Arc::new(ask), share, looked_up).await
+                    self.cached(ask, share, looked_up).await
                 }
                 Err(passing) => pinned(|| self.pass(*passing)).await,
             },
