@@ -87,9 +87,10 @@ impl Call<'_> {
         }
     }
 
-    /// The fields for an attempt.
+    /// The fields for an attempt. What stays is the copy, which has no room for a field more: most are never sent.
     fn fields(&mut self, is_last: bool) -> HeaderMap {
-        if is_last { std::mem::take(&mut self.head.headers) } else { self.head.headers.clone() }
+        let further = if is_last { HeaderMap::new() } else { self.head.headers.clone() };
+        std::mem::replace(&mut self.head.headers, further)
     }
 
     /// Sends the request once. A failure says that the connection broke only where it had been kept.
