@@ -18,7 +18,7 @@ const SHARDS: usize = 16;
 /// How long the writer lets lines gather, so that it is woken at most 200 times a second.
 const GATHER: Duration = Duration::from_millis(5);
 /// The writer's niceness over that of the threads that answer: where one of them shares its processor and has something to do, it
-/// goes first. At half the saturating load of one processor the 99th percentile of hits was 3.9 times the median without, 2.8 with.
+/// goes first. At half the load that saturates one processor the 99th percentile of hits was 3.4 times the median without, 2.8 with.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 5;
 
