@@ -119,24 +119,24 @@ pub async fn idle(port: u16, path: String, count: usize) -> io::Result<Value> {
     Ok(Value::Null)
 }
 
-/// Asks at a fixed pace, whether or not what was asked before is answered.
+/// Asks at a fixed pace, whether or not what was asked before is answered; a latency counts from when it was due.
 ///
-/// Of the contender alone is told: where this thread itself is late it does not catch up, and what was under way while it was
-/// stopped, as a virtual machine's processor is for milliseconds at a time, is not counted.
+/// Where this thread itself was stopped, as a virtual machine's processor is for milliseconds at a time, it does not catch up, and
+/// what was due before and answered after is not counted: such a latency is not the contender's.
 pub async fn paced(port: u16, path: String, count: usize, rate: f64, seconds: u64) -> io::Result<Value> {
     let (latencies, presence) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Presence::default()));
     let (mut clients, mut doors) = (JoinSet::new(), Vec::new());
     for _ in 0..count {
         let mut connection = Connection::open(port).await?;
-        let (door, mut orders) = mpsc::unbounded_channel::<()>();
+        let (door, mut orders) = mpsc::unbounded_channel::<Instant>();
         let (path, latencies, presence) = (path.clone(), Rc::clone(&latencies), Rc::clone(&presence));
         doors.push(door);
         clients.spawn_local(async move {
-            while orders.recv().await.is_some() {
-                let sent = presence.look();
+            while let Some(due) = orders.recv().await {
+                presence.look();
                 connection.get(&path).await?;
                 let answered = presence.look();
-                latencies.borrow_mut().push(presence.has_been_since(sent).then_some(answered - sent));
+                latencies.borrow_mut().push(presence.has_been_since(due).then_some(answered - due));
             }
             Ok::<_, io::Error>(())
         });
@@ -151,8 +151,7 @@ pub async fn paced(port: u16, path: String, count: usize, rate: f64, seconds: u6
         if due > begun + Duration::from_secs(seconds) {
             break;
         }
-        let _ = door.send(());
-        // Late by less than a stop it keeps the pace.
+        let _ = door.send(due);
         due = if presence.has_been_since(due) { due + pace } else { presence.look() };
     }
     drop(doors);

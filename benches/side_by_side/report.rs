@@ -131,7 +131,7 @@ fn besides(outcome: &Outcome, row: &Row) -> String {
         notes.push(format!("DOUBTFUL: others used {noise:.2} CPUs"));
     }
     if let Some(unseen) = row.median(UNSEEN).filter(|unseen| *unseen > UNSEEN_MAX) {
-        notes.push(format!("DOUBTFUL: {:.0} % not seen", unseen * 100.0));
+        notes.push(format!("DOUBTFUL: {:.1} % not seen", unseen * 100.0));
     }
     notes.join(", ")
 }

@@ -17,10 +17,6 @@ const QUEUE_BYTES_MAX: usize = 4 << 20;
 const SHARDS: usize = 16;
 /// How long the writer lets lines gather, so that it is woken at most 200 times a second.
 const GATHER: Duration = Duration::from_millis(5);
-/// The writer's niceness over that of the threads that answer: where one of them shares its processor and has something to do, it
-/// goes first. At half the load that saturates one processor the 99th percentile of hits was 3.4 times the median without, 2.8 with.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 5;
 
 /// The handle of the writer thread; dropping it writes what is queued and ends the thread.
 pub(super) struct LogWriter {
@@ -207,7 +203,6 @@ impl Shared {
     }
 
     fn run(&self, mut sink: Sink) {
-        give_way();
         let (mut access, mut events) = (<[Vec<u8>; SHARDS]>::default(), Vec::new());
         loop {
             let (asked, closing, reopened) = self.take(&mut events);
@@ -243,13 +238,6 @@ impl Shared {
         std::mem::swap(events, &mut queue.events);
         (queue.flushes, queue.closing, queue.reopened.take())
     }
-}
-
-/// Only Linux gives a thread a niceness of its own.
-fn give_way() {
-    #[cfg(target_os = "linux")]
-    // What was refused would cost a percentile, not a line.
-    let _ = rustix::process::nice(NICENESS);
 }
 
 impl Queue {

@@ -216,7 +216,7 @@ impl Upstream {
     /// for Host. `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
-    /// have been written is never sent again. The call's place is held until the response's content ends or is
+    /// have been written is sent again only where it is safe, has no content, and what broke was a connection that had been kept. The call's place is held until the response's content ends or is
     /// dropped; an upgraded connection holds none.
     pub fn fetch<'a>(
         &'a self,
