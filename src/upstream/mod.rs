@@ -216,8 +216,9 @@ impl Upstream {
     /// for Host. `worker` selects the pool.
     ///
     /// A request that surely was not written goes to another server, if there is one, up to `retries` times; what may
-    /// have been written is sent again only where it is safe, has no content, and what broke was a connection that had been kept. The call's place is held until the response's content ends or is
-    /// dropped; an upgraded connection holds none.
+    /// have been written is sent again only where it is safe, has no content, and what broke was a connection that had
+    /// been kept. The call's place is held until the response's content ends or is dropped; an upgraded connection
+    /// holds none.
     pub fn fetch<'a>(
         &'a self,
         worker: usize,
