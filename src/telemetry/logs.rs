@@ -15,8 +15,12 @@ use super::AccessLog;
 const QUEUE_BYTES_MAX: usize = 4 << 20;
 /// Queues of access lines. With no more threads than these, none waits for another.
 const SHARDS: usize = 16;
-/// How long the writer lets lines gather, so that it is woken at most 200 times a second.
-const GATHER: Duration = Duration::from_millis(5);
+/// How long the writer lets lines gather, so that it wakes at most 500 times a second. While it writes, the requests of its
+/// processor wait: with 55,000 a second on one, the 99th percentile is 98 µs of 5 ms and 86 µs of 2 ms.
+const GATHER: Duration = Duration::from_millis(2);
+/// After less than this the writer yields, so that the next time it comes after the requests that wait, not amid them: 70 µs
+/// instead of 86. After more it needs the time itself.
+const YIELD_BYTES: usize = 64 << 10;
 
 /// The handle of the writer thread; dropping it writes what is queued and ends the thread.
 pub(super) struct LogWriter {
@@ -68,6 +72,8 @@ struct Queue {
     flushes: u64,
     flushed: u64,
     closing: bool,
+    /// Whether the writer looks again by itself: nobody needs to wake it.
+    is_watched: bool,
 }
 
 /// Where access lines go, opened.
@@ -179,13 +185,13 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues by `add`, and wakes the writer if there was nothing to do for it.
+    /// Queues by `add`, and wakes the writer if it waits for something to do.
     fn queue_for(&self, add: impl FnOnce(&mut Queue)) {
         let mut queue = self.queue();
-        let was_idle = queue.is_idle();
+        let is_waited_for = !queue.is_watched && queue.is_idle();
         add(&mut queue);
         drop(queue);
-        if was_idle {
+        if is_waited_for {
             self.wake.notify_one();
         }
     }
@@ -206,10 +212,12 @@ impl Shared {
         let (mut access, mut events) = (<[Vec<u8>; SHARDS]>::default(), Vec::new());
         loop {
             let (asked, closing, reopened) = self.take(&mut events);
+            let mut length = 0;
             for (index, lines) in access.iter_mut().enumerate() {
                 // The empty buffer changes places with the full.
                 std::mem::swap(lines, &mut self.shard(index));
                 if !lines.is_empty() {
+                    length += lines.len();
                     self.dropped.fetch_add(sink.write(lines), Relaxed);
                     lines.clear();
                 }
@@ -219,21 +227,31 @@ impl Shared {
             if let Some(reopened) = reopened {
                 sink = reopened;
             }
-            self.queue().flushed = asked;
-            self.written.notify_all();
+            let mut queue = self.queue();
+            if queue.flushed < asked {
+                queue.flushed = asked;
+                self.written.notify_all();
+            }
+            drop(queue);
             if closing {
                 return;
+            }
+            if length < YIELD_BYTES {
+                std::thread::yield_now();
             }
         }
     }
 
     /// Waits for something to do, lets lines gather, and takes the events. What access lines there are by then is taken after it.
+    /// Where there was something it looks again without being woken, so that a busy writer wakes once for each gathering.
     fn take(&self, events: &mut Vec<u8>) -> (u64, bool, Option<Sink>) {
         let queue = self.queue();
-        let idle = self.wake.wait_while(queue, |queue| queue.is_idle());
-        let queue = idle.unwrap_or_else(PoisonError::into_inner);
+        let idle = self.wake.wait_while(queue, |queue| !queue.is_watched && queue.is_idle());
+        let mut queue = idle.unwrap_or_else(PoisonError::into_inner);
+        queue.is_watched = true;
         let gathering = self.wake.wait_timeout_while(queue, GATHER, |queue| !queue.is_urgent());
         let mut queue = gathering.unwrap_or_else(PoisonError::into_inner).0;
+        queue.is_watched = !queue.is_idle();
         queue.has_access = false;
         std::mem::swap(events, &mut queue.events);
         (queue.flushes, queue.closing, queue.reopened.take())
