@@ -46,9 +46,9 @@ $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CO
 	npm ci --prefix $(CONFORMANCE) --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-# What a request costs in instructions, held to benches/instructions.json. UPDATE=1 writes the file.
-instructions: build redis-server valgrind
-	python3 benches/instructions.py target/release/aside $(if $(UPDATE),--update)
+# What a request costs either build in instructions, held to benches/instructions.json. UPDATE=1 writes the file.
+instructions: build profiled redis-server valgrind
+	python3 benches/instructions.py plain=target/release/aside profiled=target/profiled/aside $(if $(UPDATE),--update)
 
 # What each step of a request costs by itself, then aside beside bare hyper and nginx (docs/performance.md). With BENCH, options
 # of the latter, that alone: --list, --case, --rounds, --seconds.

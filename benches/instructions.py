@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Counts the instructions that a request costs the release binary, and holds them to a committed file.
+"""Counts the instructions that a request costs each release binary, and holds them to a committed file.
 
-    benches/instructions.py BINARY [--update] [--case NAME,NAME]
+    benches/instructions.py [plain=BINARY] [profiled=BINARY] [--update] [--case NAME,NAME]
 
 Each case runs the binary twice under callgrind, with one worker and the settings that are on by default, and asks for a
 1 KiB response over one keep-alive connection: N times and five times as often. The difference over 4N is what one
@@ -10,7 +10,9 @@ kernel. Unlike times they are the same on a busy machine, within two per cent: h
 Another release of Rust may move them all.
 
 A figure above the file's by more than TOLERANCE is a failure: the path has become slower. One as far below is told of: the
-file no longer guards what was gained, and is to be written anew. Needs valgrind and redis-server; Python 3 alone otherwise.
+file no longer guards what was gained, and is to be written anew. Of the build by profile it also tells that the profile no
+longer fits: by other dependencies, features or compilers all names change, and what it gains is lost without a word.
+Needs valgrind and redis-server; Python 3 alone otherwise.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from pathlib import Path
 FIGURES = Path(__file__).with_name("instructions.json")
 # Wider than the noise, for the C library and blake3 choose by what the CPU can do.
 TOLERANCE = 0.08
+# `make build` and `make profiled`.
+BUILDS = ("plain", "profiled")
 # For whatever must happen within a run; a broken binary fails instead of waiting for ever.
 PATIENCE = 60
 
@@ -258,9 +262,16 @@ def judged(name, was, now):
     return f"{name}: slower: {was} instructions a request before, {now} now ({change:+.1%}, allowed +{TOLERANCE:.0%})"
 
 
+def build(argument):
+    name, _, binary = argument.partition("=")
+    if name not in BUILDS or not binary:
+        raise argparse.ArgumentTypeError(f"expected plain=BINARY or profiled=BINARY, found {argument!r}")
+    return name, binary
+
+
 def main():
     parser = argparse.ArgumentParser(description="Holds the instructions of a request to benches/instructions.json.")
-    parser.add_argument("binary")
+    parser.add_argument("builds", nargs="+", type=build, metavar="BUILD=BINARY")
     parser.add_argument("--update", action="store_true", help="write what is measured to the file")
     parser.add_argument("--case", default=",".join(CASES), help="some of them: %(default)s")
     options = parser.parse_args()
@@ -272,23 +283,25 @@ def main():
     made_on = figures.get("machine", machine)
     figures["machine"] = machine
     wrong = []
-    for name in options.case.split(","):
-        now = measured(options.binary, name)
-        was = figures.get(name)
-        print(f"{name}: {now}" + (f" (the file: {was}, {now / was - 1:+.1%})" if was else ""), flush=True)
-        wrong.append(judged(name, was, now))
-        figures[name] = now
+    for name, binary in options.builds:
+        held = figures.setdefault(name, {})
+        for case in options.case.split(","):
+            now, was, called = measured(binary, case), held.get(case), f"{name}, {case}"
+            print(f"{called}: {now}" + (f" (the file: {was}, {now / was - 1:+.1%})" if was else ""), flush=True)
+            wrong += filter(None, [judged(called, was, now)])
+            held[case] = now
     if options.update:
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
-    elif any(wrong) and machine != made_on:
-        print("\n".join(filter(None, wrong)))
+    elif wrong and machine != made_on:
+        print("\n".join(wrong))
         print(f"The file was made on {made_on}, this is {machine}: told, not held against the change.")
-    elif any(wrong):
+    elif wrong:
         sys.exit("\n".join([
             "",
-            *filter(None, wrong),
-            "Where that is meant, or another Rust release is why: `make instructions UPDATE=1`, and commit "
-            "benches/instructions.json with the reason. Otherwise look for the cause with callgrind (docs/performance.md).",
+            *wrong,
+            "Where it is the profiled build alone, the profile no longer fits: `make profile` takes it anew. Where that is meant, or "
+            "another Rust release is why: `make instructions UPDATE=1`, and commit benches/instructions.json with the reason. "
+            "Otherwise look for the cause with callgrind (docs/performance.md).",
         ]))
 
 
