@@ -54,11 +54,14 @@ pub fn remove(fields: &mut HeaderMap) {
 
 /// Removes those that `Connection` names; the connection's own stay ([`is_own`]).
 pub fn remove_named(fields: &mut HeaderMap) {
-    if has_any(fields, &[CONNECTION]) {
-        for name in named_by_connection(fields) {
-            fields.remove(name);
-        }
+    for name in named(fields) {
+        fields.remove(name);
     }
+}
+
+/// The fields there are that `Connection` names, besides the ones it must not name.
+pub fn named(fields: &HeaderMap) -> Vec<HeaderName> {
+    if has_any(fields, &[CONNECTION]) { named_by_connection(fields) } else { Vec::new() }
 }
 
 /// Whether a field is the connection's own, named by `Connection` or not.

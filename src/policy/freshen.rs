@@ -41,7 +41,7 @@ pub fn is_selected(stored: &StoredResponse, response: &HeaderMap) -> bool {
 /// The stored response with the fields, times and freshness that the answer gives it.
 pub fn freshened(exchange: &Exchange<'_>, stored: &StoredResponse, rules: &Rules) -> Draft {
     let fields = updated(stored.fields.to_map(), &exchange.response.headers, exchange.response_time);
-    let Draft { response, refusal } = draft(exchange, stored.status, fields, rules);
+    let Draft { response, refusal } = draft(exchange, stored.status, &fields, rules);
     let response = StoredResponse {
         part: stored.part,
         provenance: stored.provenance.clone(),

@@ -63,7 +63,7 @@ pub fn stored_by(rules: &Rules, text: &str, body: &'static str) -> StoredRespons
     let exchange = exchange(&request, &response, Conditional::Plain);
     let part = crate::fields::range::ContentRange::of(&response.headers);
     let part = part.filter(|_| response.status == http::StatusCode::PARTIAL_CONTENT);
-    let drafted = draft(&exchange, response.status, response.headers.clone(), rules).response;
+    let drafted = draft(&exchange, response.status, &response.headers, rules).response;
     StoredResponse { part, body: Bytes::from_static(body.as_bytes()), ..drafted }
 }
 

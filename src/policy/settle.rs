@@ -196,7 +196,7 @@ pub fn settle(exchange: &Exchange<'_>, stored: Option<&Arc<StoredResponse>>, rul
         (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) if exchange.conditional == Conditional::Completing => {
             Settlement::Refetch
         }
-        _ => store(draft(exchange, status, exchange.response.headers.clone(), rules), exchange),
+        _ => store(draft(exchange, status, &exchange.response.headers, rules), exchange),
     }
 }
 
@@ -212,7 +212,7 @@ pub fn storable_for_get(exchange: &Exchange<'_>, target: &Uri, rules: &Rules) ->
         return None;
     }
     Origin::of(fields, rules).explicit_lifetime(fields, exchange.response_time)?;
-    let Draft { response, refusal } = draft(exchange, StatusCode::OK, fields.clone(), rules);
+    let Draft { response, refusal } = draft(exchange, StatusCode::OK, fields, rules);
     (refusal.is_none() && exchange.framing != Framing::Close).then(|| Box::new(response))
 }
 
@@ -251,7 +251,7 @@ fn not_modified(exchange: &Exchange<'_>, stored: &Arc<StoredResponse>, rules: &R
 fn partial(exchange: &Exchange<'_>, stored: Option<&Arc<StoredResponse>>, rules: &Rules) -> Settlement {
     let has_asked = exchange.request.method == Method::GET && exchange.request.headers.contains_key(RANGE);
     let part = parts::of_exchange(exchange);
-    let mut draft = draft(exchange, StatusCode::PARTIAL_CONTENT, exchange.response.headers.clone(), rules);
+    let mut draft = draft(exchange, StatusCode::PARTIAL_CONTENT, &exchange.response.headers, rules);
     draft.response.part = part;
     let combines = stored.is_some_and(|stored| parts::may_combine(stored, &draft.response));
     if combines && draft.refusal.is_none() {

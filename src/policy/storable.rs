@@ -10,8 +10,9 @@ use super::{Admission, Rules, SetCookie};
 use crate::fields::cache_control::{CacheControl, Qualified};
 use crate::fields::validators::Validators;
 use crate::fields::vary::SelectingFields;
+use crate::clock::Timestamp;
 use crate::fields::{date, hop_by_hop};
-use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredResponse};
+use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredFields, StoredResponse};
 
 /// A response as it would be stored, without body and provenance.
 #[derive(Debug)]
@@ -24,24 +25,19 @@ pub struct Draft {
 
 /// Drafts the response of an exchange with the status and fields given: its own, or those of a stored response that it
 /// updates.
-pub fn draft(exchange: &Exchange<'_>, status: StatusCode, mut fields: HeaderMap, rules: &Rules) -> Draft {
-    let origin = Origin::of(&fields, rules);
-    let selecting = SelectingFields::of(&fields).with(allowed_origin(&fields));
+pub fn draft(exchange: &Exchange<'_>, status: StatusCode, fields: &HeaderMap, rules: &Rules) -> Draft {
+    let origin = Origin::of(fields, rules);
+    let selecting = SelectingFields::of(fields).with(allowed_origin(fields));
     let times = Times { request: exchange.request_time, response: exchange.response_time };
-    let (freshness, source) = freshness(status, &fields, &origin, times, exchange.jitter, rules);
-    // Before any field is taken away: `Connection: cache-control` must not unlock what it says.
-    let refusal = forbidden(exchange, status, &fields, &origin.control, &selecting, rules)
-        .or_else(|| useless(exchange, status, &fields, &origin.control, &freshness, source))
+    let (freshness, source) = freshness(status, fields, &origin, times, exchange.jitter, rules);
+    // By all fields, also those that are not stored: `Connection: cache-control` must not unlock what it says.
+    let refusal = forbidden(exchange, status, fields, &origin.control, &selecting, rules)
+        .or_else(|| useless(exchange, status, fields, &origin.control, &freshness, source))
         .or_else(|| is_asked_once(exchange, rules).then_some(NotStored::AskedOnce));
-    remove_unstored(&mut fields, &origin.control, rules);
-    // RFC 9110 §6.6.1: a response without a valid date, or whose date is not to be stored, gets the time of its reception.
-    if origin.date.is_none() || !fields.contains_key(DATE) {
-        fields.insert(DATE, date::format(exchange.response_time));
-    }
     let response = StoredResponse {
         place: Place::default(),
         status,
-        fields: fields.into(),
+        fields: stored_fields(fields, &origin, exchange.response_time, rules),
         request_time: exchange.request_time,
         response_time: exchange.response_time,
         freshness,
@@ -155,32 +151,39 @@ fn is_understood(status: StatusCode) -> bool {
     )
 }
 
-/// Takes away what is not stored (RFC 9111 §3.1). `Age` stays as received, for those who read the response while it is
+/// What is stored of the fields (RFC 9111 §3.1). `Age` stays as received, for those who read the response while it is
 /// being stored; every answer from the store replaces it.
-fn remove_unstored(fields: &mut HeaderMap, control: &CacheControl, rules: &Rules) {
-    // With what a proxy was told about itself: `Proxy-Authenticate` and the like.
-    hop_by_hop::remove(fields);
-    // The length of content is known from the content.
-    fields.remove(CONTENT_LENGTH);
-    if rules.set_cookie == SetCookie::Strip {
-        fields.remove(SET_COOKIE);
-    }
+fn stored_fields(fields: &HeaderMap, origin: &Origin, received: Timestamp, rules: &Rules) -> StoredFields {
+    let named_by_connection = hop_by_hop::named(fields);
     // RFC 9111 §5.2.2.4, §5.2.2.7: without the named fields it may be stored and reused.
-    if !rules.ignore_origin.no_cache {
-        remove_named(fields, &control.no_cache);
-    }
-    if !rules.ignore_origin.private {
-        remove_named(fields, &control.private);
-    }
-}
-
-fn remove_named(fields: &mut HeaderMap, directive: &Qualified) {
-    match directive {
-        Qualified::Fields(names) => names.iter().for_each(|name| {
-            fields.remove(name);
-        }),
-        Qualified::Absent | Qualified::Whole => {}
-    }
+    let without = [
+        (&origin.control.no_cache, rules.ignore_origin.no_cache),
+        (&origin.control.private, rules.ignore_origin.private),
+    ];
+    let is_named = |name: &HeaderName| {
+        named_by_connection.contains(name)
+            || without.iter().any(|(directive, ignored)| {
+                matches!(directive, Qualified::Fields(names) if !ignored && names.contains(name))
+            })
+    };
+    let is_stored = |name: &HeaderName| {
+        // With what a proxy was told about itself: `Proxy-Authenticate` and the like. The length of content is known from
+        // the content.
+        !hop_by_hop::is_own(name)
+            && *name != CONTENT_LENGTH
+            && !(*name == SET_COOKIE && rules.set_cookie == SetCookie::Strip)
+            && !(*name == DATE && origin.date.is_none())
+            && !is_named(name)
+    };
+    let kept = || fields.iter().filter(|(name, _)| is_stored(name));
+    // RFC 9110 §6.6.1: a response without a valid date, or whose date is not to be stored, gets the time of its reception.
+    let is_dated = kept().any(|(name, _)| *name == DATE);
+    let date = (!is_dated).then(|| (DATE, date::format(received)));
+    // Counted first: what is longer than what comes would be allocated, and copied, once more.
+    let mut stored = Vec::with_capacity(kept().count() + usize::from(!is_dated));
+    stored.extend(kept().map(|(name, value)| (name.clone(), value.clone())));
+    stored.extend(date);
+    stored.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -195,7 +198,7 @@ mod tests {
     fn drafted(rules: &Rules, asked: &str, answered: &str) -> Draft {
         let (request, response) = (request(asked), response(answered));
         let exchange = exchange(&request, &response, Conditional::Plain);
-        draft(&exchange, response.status, response.headers.clone(), rules)
+        draft(&exchange, response.status, &response.headers, rules)
     }
 
     fn check_with(rules: &Rules, asked: &str, answered: &str, expected: Option<NotStored>) {
@@ -231,7 +234,7 @@ mod tests {
         let check = |admission, is_asked_again, expected| {
             let exchange = Exchange { is_asked_again, ..exchange(&request, &response, Conditional::Plain) };
             let rules = Rules { admission, ..Rules::default() };
-            let drafted = draft(&exchange, response.status, response.headers.clone(), &rules);
+            let drafted = draft(&exchange, response.status, &response.headers, &rules);
             assert_eq!(drafted.refusal, expected, "{admission:?} {is_asked_again}");
         };
         check(Admission::First, false, None);
