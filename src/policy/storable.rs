@@ -7,10 +7,10 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 use super::lifetime::{Origin, Source, Times, freshness, is_heuristically_cacheable};
 use super::settle::{Exchange, NotStored};
 use super::{Admission, Rules, SetCookie};
+use crate::clock::Timestamp;
 use crate::fields::cache_control::{CacheControl, Qualified};
 use crate::fields::validators::Validators;
 use crate::fields::vary::SelectingFields;
-use crate::clock::Timestamp;
 use crate::fields::{date, hop_by_hop};
 use crate::stored::{Freshness, Place, Provenance, StaleUse, StoredFields, StoredResponse};
 

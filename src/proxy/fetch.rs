@@ -227,13 +227,17 @@ impl Fetch {
 
     async fn ask_upstream(&self, stored: Option<&StoredResponse>) -> Result<Asked, UpstreamError> {
         let ask = &*self.ask;
-        let mut fields = ask.fields();
-        let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
+        let fields = || {
+            let mut fields = ask.fields();
+            let conditional = validate::upstream_conditions(&ask.parts.method, &mut fields, stored);
+            (fields, conditional)
+        };
+        let (first, conditional) = fields();
         let body = http_body_util::Full::new(ask.content.clone()).map_err(|never| match never {});
         let mut request = Request::new(RequestBody::new(body));
         *request.method_mut() = ask.parts.method.clone();
         *request.uri_mut() = forward::uri(&ask.target, ask.query.as_deref(), Some(&ask.route));
-        *request.headers_mut() = fields;
+        *request.headers_mut() = first;
         let telemetry = &ask.proxy.shared.telemetry;
         let options = CallOptions {
             first_byte_timeout: ask.route.first_byte_timeout,
@@ -243,7 +247,7 @@ impl Fetch {
         };
         let upstream = ask.generation.upstreams.find(&ask.route.upstream).ok_or(UpstreamError::NoServer)?;
         let request_time = ask.now();
-        let response = upstream.fetch(ask.proxy.worker.0, request, &options).await?;
+        let response = upstream.fetch(ask.proxy.worker.0, request, &options, Some(&|| fields().0)).await?;
         Ok(Asked { response, conditional, request_time, response_time: ask.now() })
     }
 

@@ -178,7 +178,7 @@ impl Proxy {
         let sent = (parts.method == Method::POST).then(|| Sent::of(&request));
         let synced = self.shared.store.synced();
         let request_time = self.shared.clock.now();
-        let response = match upstream.fetch(self.worker.0, request, options).await {
+        let response = match upstream.fetch(self.worker.0, request, options, None).await {
             Ok(response) => response,
             Err(error) => return self.failed(error, trouble.seen(), bypass.why),
         };

@@ -19,7 +19,7 @@ use super::interim::Interims;
 use super::outgoing::Source;
 use super::pool::{Hold, Sent};
 use super::server::{Attempt, Server};
-use super::{CallOptions, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
+use super::{CallOptions, Remade, RequestBody, ResponseBody, Upstream, UpstreamError, framing};
 use crate::telemetry::limits::Limit;
 
 /// Indices of servers that this call asks no more.
@@ -31,11 +31,12 @@ pub(super) async fn run(
     worker: usize,
     request: Request<RequestBody>,
     options: &CallOptions,
+    remade: Option<Remade<'_>>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     let servers = upstream.roster.get().await;
     let place = upstream.room.enter().await.inspect_err(|_| upstream.telemetry.limited(Limit::MaxPending))?;
     let (head, content) = request.into_parts();
-    let mut call = Call { upstream, servers, worker, options, head, source: Source::new(content) };
+    let mut call = Call { upstream, servers, worker, options, head, remade, source: Source::new(content) };
     let (response, connection, attempt) = call.send().await?;
     let holds = Holds { in_flight: attempt.succeeded(), _place: place, _connection: connection };
     Ok(response.map(|content| ResponseBody::new(content, holds, upstream.config.idle_timeout)))
@@ -46,8 +47,10 @@ struct Call<'a> {
     servers: Arc<Vec<Arc<Server>>>,
     worker: usize,
     options: &'a CallOptions,
-    /// What is to be sent; without its fields, once nobody else is to be asked.
+    /// What is to be sent; without its fields, where these are with an attempt and no copy was made.
     head: Parts,
+    /// Makes the fields anew.
+    remade: Option<Remade<'a>>,
     source: Source,
 }
 
@@ -87,9 +90,13 @@ impl Call<'_> {
         }
     }
 
-    /// The fields for an attempt. What stays is the copy, which has no room for a field more: most are never sent.
+    /// The fields for an attempt. What can be made anew is not copied; of the rest the copy, which has no room for a field
+    /// more, is what stays: most are never sent.
     fn fields(&mut self, is_last: bool) -> HeaderMap {
-        let further = if is_last { HeaderMap::new() } else { self.head.headers.clone() };
+        if let Some(remade) = self.remade.filter(|_| self.head.headers.is_empty()) {
+            return remade();
+        }
+        let further = if is_last || self.remade.is_some() { HeaderMap::new() } else { self.head.headers.clone() };
         std::mem::replace(&mut self.head.headers, further)
     }
 

@@ -256,13 +256,13 @@ mod tests {
         ] {
             let config = UpstreamConfig { host: rule, tls: Arc::clone(&tls), ..config(&[format!("https://{own}")]) };
             let upstream = upstream(config);
-            let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
+            let response = upstream.fetch(0, get("/"), &options, None).await.expect("a response");
             assert_eq!(response.version(), Version::HTTP_2);
             assert_eq!(text(response).await, format!("HTTP/2.0 {authority}  {name}"));
             let mut request = get("/");
             request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            let response = upstream.fetch(0, request, &options).await.expect("a response");
+            let response = upstream.fetch(0, request, &options, None).await.expect("a response");
             assert_eq!(text(response).await, format!("HTTP/1.1  {authority} {name}"));
         }
     }
@@ -275,7 +275,7 @@ mod tests {
         for host in ["shop.test", "other.test"] {
             let client_host = Some(HeaderValue::from_static(host));
             let options = CallOptions { client_host, ..CallOptions::default() };
-            let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
+            let response = upstream.fetch(0, get("/"), &options, None).await.expect("a response");
             assert_eq!(text(response).await, format!("HTTP/2.0 {host}  localhost"));
         }
         assert_eq!(made.load(Ordering::SeqCst), 1);

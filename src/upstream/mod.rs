@@ -24,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::MissedTickBehavior;
 
@@ -130,6 +130,9 @@ pub struct CallOptions {
     pub on_interim: Option<OnInterim>,
 }
 
+/// Makes the fields of a request as they were.
+pub type Remade<'a> = &'a (dyn Fn() -> HeaderMap + Sync);
+
 /// Every upstream of one configuration.
 pub struct Upstreams {
     by_name: BTreeMap<Arc<str>, Arc<Upstream>>,
@@ -219,13 +222,16 @@ impl Upstream {
     /// have been written is sent again only where it is safe, has no content, and what broke was a connection that had
     /// been kept. The call's place is held until the response's content ends or is dropped; an upgraded connection
     /// holds none.
+    ///
+    /// `remade` makes the request's fields anew for a further attempt; without it, a copy of them is kept for that.
     pub fn fetch<'a>(
         &'a self,
         worker: usize,
         request: Request<RequestBody>,
         options: &'a CallOptions,
+        remade: Option<Remade<'a>>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, UpstreamError>> + use<'a> {
-        call::run(self, worker, request, options)
+        call::run(self, worker, request, options, remade)
     }
 
     /// Connect plus first-byte timeout: the longest a call waits for its head, but for `retries` and `max_pending`,

@@ -78,7 +78,7 @@ pub(super) async fn fetch(
     upstream: &Upstream,
     request: Request<RequestBody>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
-    upstream.fetch(0, request, &CallOptions::default()).await
+    upstream.fetch(0, request, &CallOptions::default(), None).await
 }
 
 pub(super) async fn text(response: Response<ResponseBody>) -> String {
@@ -152,7 +152,7 @@ async fn base_path_and_host_rule_shape_what_is_sent() {
         (HostRule::Literal(HeaderValue::from_static("literal.test:81")), "", "literal.test:81"),
     ] {
         let upstream = upstream(UpstreamConfig { host: rule, ..config(&[format!("{url}{base}")]) });
-        let response = upstream.fetch(0, get("/a?b=c"), &options).await.expect("a response");
+        let response = upstream.fetch(0, get("/a?b=c"), &options, None).await.expect("a response");
         assert_eq!(text(response).await, "ok");
         let head = heads.lock().unwrap().pop().expect("a head");
         assert_eq!(head, format!("GET {base}/a?b=c HTTP/1.1\r\nhost: {expected}\r\n\r\n"));
@@ -171,7 +171,7 @@ async fn interim_responses_reach_the_callback() {
         log.lock().unwrap().push(format!("{} {link}", status.as_u16()));
     });
     let options = CallOptions { on_interim: Some(on_interim), ..CallOptions::default() };
-    let response = upstream.fetch(0, get("/"), &options).await.expect("a response");
+    let response = upstream.fetch(0, get("/"), &options, None).await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*seen.lock().unwrap(), ["103 </a.css>"]);
 }
@@ -271,7 +271,7 @@ async fn retries_0_asks_one_server_only() {
 async fn a_server_that_says_nothing_is_given_up() {
     let upstream = upstream(config(&[holding("").await]));
     let options = CallOptions { first_byte_timeout: Some(SOON), ..CallOptions::default() };
-    let error = upstream.fetch(0, get("/"), &options).await.err();
+    let error = upstream.fetch(0, get("/"), &options, None).await.err();
     assert_eq!(error, Some(UpstreamError::FirstByteTimeout));
     assert_eq!(upstream.roster.now()[0].in_flight(), 0);
 }

@@ -1,8 +1,8 @@
 //! Upstreams that are gone, slow, reset, fail or stop: clients get what is stale, or one error in time.
 
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -133,6 +133,36 @@ async fn what_a_kept_connection_lost_is_asked_again_where_that_is_safe() {
         assert_eq!((got.status, got.body.as_str()), (200, "b!"));
     }
     assert_eq!(proxy.stats().await["upstreams"]["api"]["servers"][0]["failures"], 0);
+}
+
+#[tokio::test]
+async fn what_is_asked_again_is_asked_with_the_same_fields() {
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&heads);
+    let origin = RawOrigin::start(move |mut stream, head| {
+        let seen = Arc::clone(&seen);
+        async move {
+            seen.lock().unwrap().push(head);
+            let fields = "cache-control: max-age=0\r\netag: \"1\"\r\ncontent-length: 2";
+            let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nok").as_bytes()).await;
+            if let Some(head) = read_head(&mut stream).await {
+                seen.lock().unwrap().push(head);
+                reset(stream);
+            }
+        }
+    });
+    let proxy = Proxy::start(&one_route(&origin.url(), ""));
+    let client = client();
+    for _ in 0..2 {
+        let asked = client.get(proxy.url("/a")).header("x-trace", "7").send().await.unwrap();
+        assert_eq!((asked.status().as_u16(), asked.text().await.unwrap().as_str()), (200, "ok"));
+    }
+    let heads = heads.lock().unwrap().clone();
+    let [_first, lost, again] = heads.as_slice() else { panic!("{heads:?}") };
+    assert_eq!(lost, again);
+    for field in ["if-none-match: \"1\"", "x-forwarded-for: ", "via: ", "host: ", "x-trace: 7"] {
+        assert!(again.to_ascii_lowercase().contains(&format!("\r\n{field}")), "{field}: {again}");
+    }
 }
 
 #[tokio::test]
