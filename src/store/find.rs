@@ -32,6 +32,12 @@ pub struct Absent {
     variant: Option<Box<Address>>,
 }
 
+/// This process holds nothing that may be used under a key.
+struct NotHeld {
+    /// Whether the key waits to be deleted.
+    is_deleted: bool,
+}
+
 /// What this process held under a key, and how much it had removed, before Redis was asked for it.
 pub(super) struct Before {
     pub(super) removals: u64,
@@ -72,12 +78,12 @@ impl Store {
 
     fn select_local(&self, query: &Query<'_>) -> Result<Found, Absent> {
         let absent = |why, key: CacheKey, variant| Absent { why, ask_redis: !self.is_deleted(&key), variant };
-        match self.slot(query.address, query.now) {
-            None => Err(absent(Missing::Key, query.address.key, None)),
-            Some(slot @ Slot::Response(_)) => {
+        match self.held(query.address, query.now) {
+            Err(NotHeld { is_deleted }) => Err(Absent { why: Missing::Key, ask_redis: !is_deleted, variant: None }),
+            Ok(slot @ Slot::Response(_)) => {
                 self.judge(slot, &query.address.key, query).map_err(|why| absent(why, query.address.key, None))
             }
-            Some(Slot::Marker(marker)) => {
+            Ok(Slot::Marker(marker)) => {
                 let names = selecting(query, &marker);
                 let variant = query.address.variant(query.request, &names);
                 let found = match self.slot(&variant, query.now) {
@@ -198,17 +204,21 @@ impl Store {
 
     /// What this process holds under an address and is not past its use.
     pub(super) fn slot(&self, address: &Address, now: Timestamp) -> Option<Slot> {
+        self.held(address, now).ok()
+    }
+
+    fn held(&self, address: &Address, now: Timestamp) -> Result<Slot, NotHeld> {
         let usable = |slot: &Slot| now <= slot.useless_after();
         if let Some(slot) = self.memory.get(&address.key) {
             if !usable(&slot) {
                 self.memory.remove_same(&address.key, &slot);
             } else if *slot.material() == *address.material {
-                return Some(slot);
+                return Ok(slot);
             }
         }
-        match self.redis.as_ref()?.waiting(&address.key)? {
-            Waiting::Store(slot) => Some(slot).filter(|slot| usable(slot) && *slot.material() == *address.material),
-            Waiting::Unlink => None,
+        match self.redis.as_ref().and_then(|redis| redis.waiting(&address.key)) {
+            Some(Waiting::Store(slot)) if usable(&slot) && *slot.material() == *address.material => Ok(slot),
+            waiting => Err(NotHeld { is_deleted: matches!(waiting, Some(Waiting::Unlink)) }),
         }
     }
 

@@ -39,9 +39,9 @@ struct Entry {
 }
 
 /// One's part in a read.
-enum Turn {
+enum Turn<'a> {
     /// It reads, for itself and for who joins.
-    Begin(Leaving),
+    Begin(Leaving<'a>),
     /// It waits for what another reads.
     Wait(oneshot::Receiver<Ended>),
 }
@@ -72,7 +72,7 @@ impl Reads {
     /// Who reads is not woken by its own end, as each of those who wait for a `Shared` future is: a connection that is woken
     /// once more than there is something to do is 2,000 instructions.
     pub(super) async fn join<F>(
-        self: &Arc<Self>,
+        &self,
         worker: WorkerId,
         address: &Address,
         before: Before,
@@ -99,7 +99,7 @@ impl Reads {
         ((before, read().await), false)
     }
 
-    fn turn(self: &Arc<Self>, worker: WorkerId, address: &Address, before: &Arc<Before>) -> Turn {
+    fn turn(&self, worker: WorkerId, address: &Address, before: &Arc<Before>) -> Turn<'_> {
         let mut under_way = self.of(worker);
         let may_join = |entry: &&Entry| {
             entry.material == address.material
@@ -118,7 +118,7 @@ impl Reads {
         let waiting = Waiting::default();
         let (material, before) = (address.material.clone(), Arc::clone(before));
         under_way.insert(address.key, Entry { material, before, waiting: Arc::clone(&waiting) });
-        Turn::Begin(Leaving { reads: Arc::clone(self), worker, key: address.key, waiting })
+        Turn::Begin(Leaving { reads: self, worker, key: address.key, waiting, has_left: false })
     }
 
     fn of(&self, worker: WorkerId) -> MutexGuard<'_, KeyMap<Entry>> {
@@ -136,32 +136,39 @@ fn place(key: &CacheKey) -> usize {
 }
 
 /// Takes a read that has ended, or whose reader has left, out of those under way; not another in its place.
-struct Leaving {
-    reads: Arc<Reads>,
+struct Leaving<'a> {
+    reads: &'a Reads,
     worker: WorkerId,
     key: CacheKey,
     waiting: Waiting,
+    has_left: bool,
 }
 
-impl Leaving {
+impl Leaving<'_> {
     /// Tells everybody who waits. Nobody joins any more.
-    fn tell(self, ended: &Ended) {
-        let waiting = Arc::clone(&self.waiting);
-        drop(self);
-        let waiting = std::mem::take(&mut *locked(&waiting));
+    fn tell(mut self, ended: &Ended) {
+        self.leave();
+        let waiting = std::mem::take(&mut *locked(&self.waiting));
         for tell in waiting {
             // It may have left.
             let _ = tell.send(ended.clone());
         }
     }
-}
 
-impl Drop for Leaving {
-    fn drop(&mut self) {
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
         let mut under_way = self.reads.of(self.worker);
         if under_way.get(&self.key).is_some_and(|entry| Arc::ptr_eq(&entry.waiting, &self.waiting)) {
             under_way.remove(&self.key);
         }
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Passive ejection: a server that fails again and again is left out for a while, then tried by one request.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,13 @@ pub(super) struct Health {
     breaker: Breaker,
     /// Guards the state alone; held for a few instructions.
     state: Mutex<State>,
+    /// Whether the state is that of a server that has not failed since it answered, as it is nearly always: then no request
+    /// takes the lock. Written with the state.
+    is_sound: AtomicBool,
 }
+
+/// That of a server that has not failed since it answered.
+const SOUND: State = State::Up { failures: 0 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -89,7 +95,7 @@ pub(super) enum Change {
 impl Health {
     /// Healthy until shown otherwise. With 0 `failures` it is never ejected.
     pub const fn new(breaker: Breaker) -> Self {
-        Self { breaker, state: Mutex::new(State::Up { failures: 0 }) }
+        Self { breaker, state: Mutex::new(SOUND), is_sound: AtomicBool::new(true) }
     }
 
     /// Whether the server is in.
@@ -99,6 +105,9 @@ impl Health {
 
     /// Whether `admit` would say yes; another thread may be faster.
     pub fn would_admit(&self, now: Instant) -> bool {
+        if self.is_sound() {
+            return true;
+        }
         match *self.state() {
             State::Up { .. } => true,
             State::Ejected { until } => now >= until,
@@ -108,11 +117,14 @@ impl Health {
 
     /// Whether a request may go to the server. A trial ends with `succeeded`, `failed` or `abandoned`.
     pub fn admit(&self, now: Instant) -> Option<Admission> {
+        if self.is_sound() {
+            return Some(Admission::Regular);
+        }
         let mut state = self.state();
         match *state {
             State::Up { .. } => Some(Admission::Regular),
             State::Ejected { until } if now >= until => {
-                *state = State::OnTrial { since: now };
+                self.set(&mut state, State::OnTrial { since: now });
                 Some(Admission::Trial)
             }
             State::Ejected { .. } | State::OnTrial { .. } => None,
@@ -121,14 +133,17 @@ impl Health {
 
     /// The server answered. What a request says that was sent before the ejection is too old to count.
     pub fn succeeded(&self, admission: Admission) -> Change {
+        if self.is_sound() {
+            return Change::Nothing;
+        }
         let mut state = self.state();
         match (*state, admission) {
             (State::Up { .. }, _) => {
-                *state = State::Up { failures: 0 };
+                self.set(&mut state, SOUND);
                 Change::Nothing
             }
             (State::OnTrial { .. }, Admission::Trial) => {
-                *state = State::Up { failures: 0 };
+                self.set(&mut state, SOUND);
                 Change::Restored
             }
             (State::Ejected { .. }, _) | (State::OnTrial { .. }, Admission::Regular) => Change::Nothing,
@@ -142,14 +157,14 @@ impl Health {
             (State::Up { failures }, _) => {
                 let failures = failures.saturating_add(1);
                 if self.breaker.failures == 0 || failures < self.breaker.failures {
-                    *state = State::Up { failures };
+                    self.set(&mut state, State::Up { failures });
                     return Change::Nothing;
                 }
-                *state = State::Ejected { until: now + self.breaker.open };
+                self.set(&mut state, State::Ejected { until: now + self.breaker.open });
                 Change::Ejected
             }
             (State::OnTrial { .. }, Admission::Trial) => {
-                *state = State::Ejected { until: now + self.breaker.open };
+                self.set(&mut state, State::Ejected { until: now + self.breaker.open });
                 Change::Nothing
             }
             (State::Ejected { .. }, _) | (State::OnTrial { .. }, Admission::Regular) => Change::Nothing,
@@ -160,8 +175,17 @@ impl Health {
     pub fn abandoned(&self, admission: Admission) {
         let mut state = self.state();
         if let (State::OnTrial { since }, Admission::Trial) = (*state, admission) {
-            *state = State::Ejected { until: since };
+            self.set(&mut state, State::Ejected { until: since });
         }
+    }
+
+    fn is_sound(&self) -> bool {
+        self.is_sound.load(Relaxed)
+    }
+
+    fn set(&self, state: &mut State, to: State) {
+        *state = to;
+        self.is_sound.store(to == SOUND, Relaxed);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -14,7 +14,7 @@ use fred::types::config::{
 use fred::types::{Builder, ConnectHandle};
 use socket2::TcpKeepalive;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SetOnce};
 
 use super::breaker::Breaker;
 use super::errors::{force_reconnection, knows_no_sentinel};
@@ -43,7 +43,7 @@ pub(super) struct Lane {
     client: ArcSwapOption<Client>,
     attached: AtomicBool,
     /// Whether its client has been connected once. Before, commands would only fail and open the breaker.
-    connected: watch::Sender<bool>,
+    connected: SetOnce<()>,
     pub(super) permits: Semaphore,
     pub(super) breaker: Breaker,
     pub(super) queue: Queue,
@@ -56,7 +56,7 @@ impl Lane {
         Self {
             client: ArcSwapOption::empty(),
             attached: AtomicBool::new(false),
-            connected: watch::Sender::new(false),
+            connected: SetOnce::new(),
             permits: Semaphore::new(IN_FLIGHT_MAX),
             breaker: Breaker::new(),
             queue: Queue::new(),
@@ -81,13 +81,12 @@ impl Lane {
 
     /// Whether it has been connected once.
     pub(super) fn is_connected(&self) -> bool {
-        *self.connected.borrow()
+        self.connected.initialized()
     }
 
     /// Waits for the first connection.
     pub(super) async fn connected(&self) {
-        // An error means that the lane is gone, which it is not while it is borrowed.
-        let _ = self.connected.subscribe().wait_for(|connected| *connected).await;
+        self.connected.wait().await;
     }
 
     pub(super) fn client(&self) -> Option<Arc<Client>> {
@@ -161,7 +160,8 @@ pub(super) async fn supervise(tier: Arc<RedisTier>, index: usize, builder: Build
         }
         if is_new && connection.client.is_connected() {
             is_new = false;
-            lane.connected.send_replace(true);
+            // It is set once: this task is the lane's only one.
+            let _ = lane.connected.set(());
         }
         if lane.breaker.is_closed() {
             open_since = None;

@@ -76,7 +76,8 @@ impl Follower {
         match self.look().await {
             Ok(false) => RETRY,
             Ok(true) => {
-                tier.synced.send_replace(true);
+                // Not the first time; then it is known.
+                let _ = tier.synced.set(());
                 if tier.lanes.iter().all(Lane::is_connected) {
                     tier.reports.up();
                     INTERVAL

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{SetOnce, mpsc};
 use tokio_util::task::TaskTracker;
 
 pub use super::codec::Seal;
@@ -96,7 +96,7 @@ pub(super) struct RedisTier {
     /// Guards their receiver until it is taken.
     orders_to_take: Mutex<Option<mpsc::Receiver<Bytes>>>,
     /// Whether the ledger in Redis has been read once; no response is written or read before.
-    synced: watch::Sender<bool>,
+    synced: SetOnce<()>,
     tasks: TaskTracker,
     wakes: Wakes,
     /// The locks that are held; closed, so that one can wait for there being none.
@@ -124,7 +124,7 @@ impl RedisTier {
             pending: Pending::new(),
             ledger,
             reports: Reports::new(telemetry),
-            synced: watch::Sender::new(false),
+            synced: SetOnce::new(),
             tasks: TaskTracker::new(),
             wakes: Wakes::default(),
             locks,
@@ -162,7 +162,7 @@ impl RedisTier {
 
     /// Whether any lookup may ask Redis.
     pub(super) fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+        self.synced.initialized()
     }
 
     pub(super) fn stats(&self) -> RedisStats {

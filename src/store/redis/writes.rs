@@ -73,10 +73,7 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
     let taken = tier.lanes[lane].queue.receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut keys) = taken else { return };
     let at_once = Arc::new(Semaphore::new(PAGES_AT_ONCE_MAX as usize));
-    let mut synced = tier.synced.subscribe();
-    if synced.wait_for(|synced| *synced).await.is_err() {
-        return;
-    }
+    tier.synced.wait().await;
     tier.lanes[lane].connected().await;
     while let Some((key, pages)) = keys.recv().await {
         let Ok(permit) = Arc::clone(&at_once).acquire_many_owned(pages).await else { return };
