@@ -161,21 +161,21 @@ fn stored_fields(fields: &HeaderMap, origin: &Origin, received: Timestamp, rules
         (&origin.control.private, rules.ignore_origin.private),
     ];
     let is_named = |name: &HeaderName| {
-        named_by_connection.contains(name)
-            || without.iter().any(|(directive, ignored)| {
-                matches!(directive, Qualified::Fields(names) if !ignored && names.contains(name))
-            })
+        without.iter().any(
+            |(directive, ignored)| matches!(directive, Qualified::Fields(names) if !ignored && names.contains(name)),
+        )
     };
-    let is_stored = |name: &HeaderName| {
+    let is_left_out = |name: &HeaderName| {
         // With what a proxy was told about itself: `Proxy-Authenticate` and the like. The length of content is known from
         // the content.
-        !hop_by_hop::is_own(name)
-            && *name != CONTENT_LENGTH
-            && !(*name == SET_COOKIE && rules.set_cookie == SetCookie::Strip)
-            && !(*name == DATE && origin.date.is_none())
-            && !is_named(name)
+        hop_by_hop::is_own(name)
+            || *name == CONTENT_LENGTH
+            || (*name == SET_COOKIE && rules.set_cookie == SetCookie::Strip)
+            || (*name == DATE && origin.date.is_none())
+            || named_by_connection.contains(name)
+            || is_named(name)
     };
-    let kept = || fields.iter().filter(|(name, _)| is_stored(name));
+    let kept = || fields.iter().filter(|(name, _)| !is_left_out(name));
     // RFC 9110 §6.6.1: a response without a valid date, or whose date is not to be stored, gets the time of its reception.
     let is_dated = kept().any(|(name, _)| *name == DATE);
     let date = (!is_dated).then(|| (DATE, date::format(received)));

@@ -149,7 +149,9 @@ impl Call<'_> {
         let (mut sent, mut alarm) = (pin!(sent), pin!(sleep_until(begun + timeout)));
         poll_fn(|context| {
             let outcome = sent.as_mut().poll(context);
-            if interims.poll_too_many(context) {
+            let are_too_many =
+                if outcome.is_ready() { interims.are_too_many() } else { interims.poll_too_many(context) };
+            if are_too_many {
                 self.upstream.telemetry.limited(Limit::Interim);
                 return Poll::Ready(Err(Failure::sent(UpstreamError::Protocol, "too many interim responses")));
             }

@@ -59,9 +59,14 @@ impl Interims {
         self.count.fetch_add(1, Ordering::Relaxed) < self.most
     }
 
-    /// Whether there were more than are allowed; who asks is woken once there are.
+    /// Whether there were more than are allowed.
+    pub fn are_too_many(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > self.most
+    }
+
+    /// The same; who asks is woken once there are.
     pub fn poll_too_many(&self, context: &Context<'_>) -> bool {
         self.reader.register(context.waker());
-        self.count.load(Ordering::Relaxed) > self.most
+        self.are_too_many()
     }
 }
