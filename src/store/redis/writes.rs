@@ -8,7 +8,6 @@ use bytes::Bytes;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::KeysInterface;
 use fred::types::Expiration;
-use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::pending::{Added, Taken, Waiting};
@@ -29,9 +28,6 @@ const BYTES_MAX: usize = 32 << 20;
 /// many as a busy worker stores while Redis answers once must fit, and 32 long ones.
 const PAGES_AT_ONCE_MAX: u32 = 512;
 const PAGES_OF_ONE_MAX: u32 = 16;
-/// The bound on the writes that one task makes: together they take no more pages than a long one. A task for each was 30 of the
-/// 520 locked instructions of a miss.
-const KEYS_TOGETHER_MAX: usize = PAGES_OF_ONE_MAX as usize;
 const PAGE: usize = 4 << 10;
 /// A body that is stored in more than this is a string of its own.
 pub(super) const INLINE_MAX: usize = 1 << 20;
@@ -79,33 +75,15 @@ pub(super) async fn work_off(tier: Arc<RedisTier>, lane: usize) {
     let at_once = Arc::new(Semaphore::new(PAGES_AT_ONCE_MAX as usize));
     tier.synced.wait().await;
     tier.lanes[lane].connected().await;
-    let mut came = Vec::new();
-    // The runtime comes here after all that is ready now: what they have queued is written together.
-    while keys.recv_many(&mut came, KEYS_TOGETHER_MAX).await > 0 {
-        while !came.is_empty() {
-            let (count, pages) = together(&came);
-            let keys: Box<[CacheKey]> = came.drain(..count).map(|(key, _)| key).collect();
-            let Ok(permit) = Arc::clone(&at_once).acquire_many_owned(pages).await else { return };
-            let writer = Arc::clone(&tier);
-            // In boxes: tokio copies a task's future some eight times on its way through its life.
-            tier.tasks.spawn(pinned(move || async move {
-                join_all(keys.iter().map(|key| pinned(|| writer.discharge(lane, key)))).await;
-                drop(permit);
-            }));
-        }
+    while let Some((key, pages)) = keys.recv().await {
+        let Ok(permit) = Arc::clone(&at_once).acquire_many_owned(pages).await else { return };
+        let writer = Arc::clone(&tier);
+        // In a box: tokio copies a task's future some eight times on its way through its life.
+        tier.tasks.spawn(pinned(move || async move {
+            writer.discharge(lane, &key).await;
+            drop(permit);
+        }));
     }
-}
-
-/// How many of the first of these writes go together, at least one, and their pages.
-fn together(writes: &[(CacheKey, u32)]) -> (usize, u32) {
-    let mut pages = 0;
-    let fits = |(_, of_one): &&(CacheKey, u32)| {
-        let is_first = pages == 0;
-        pages += of_one;
-        is_first || pages <= PAGES_OF_ONE_MAX
-    };
-    let count = writes.iter().take_while(fits).count();
-    (count, writes[..count].iter().map(|(_, of_one)| of_one).sum())
 }
 
 impl RedisTier {
@@ -290,20 +268,6 @@ fn expiration(useless_after: Timestamp) -> Expiration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn as_many_go_together_as_take_the_pages_of_a_long_one() {
-        let check = |pages: &[u32], expected| {
-            let writes: Vec<_> = pages.iter().map(|pages| (CacheKey::of(b"one"), *pages)).collect();
-            assert_eq!(together(&writes), expected, "{pages:?}");
-        };
-        check(&[1], (1, 1));
-        check(&[1; 16], (16, 16));
-        check(&[1; 17], (16, 16));
-        check(&[PAGES_OF_ONE_MAX, 1], (1, PAGES_OF_ONE_MAX));
-        check(&[1, PAGES_OF_ONE_MAX, 1], (1, 1));
-        check(&[8, 7, 2, 1], (2, 15));
-    }
 
     #[test]
     fn each_write_counts_and_32_long_ones_go_at_once() {
