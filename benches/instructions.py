@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Counts the instructions that a request costs each release binary, and holds them to a committed file.
 
-    benches/instructions.py [plain=BINARY] [profiled=BINARY] [--update] [--case NAME,NAME]
+    benches/instructions.py BUILD=BINARY [BUILD=BINARY] [--update] [--case NAME,NAME]
+
+BUILD is plain or profiled.
 
 Each case runs the binary twice under callgrind, with one worker and the settings that are on by default, and asks for a
 1 KiB response over one keep-alive connection: N times and five times as often. The difference over 4N is what one
@@ -275,7 +277,10 @@ def main():
     parser.add_argument("--update", action="store_true", help="write what is measured to the file")
     parser.add_argument("--case", default=",".join(CASES), help="some of them: %(default)s")
     options = parser.parse_args()
-    for program in ("valgrind", "redis-server"):
+    cases = options.case.split(",")
+    if unknown := [case for case in cases if case not in CASES]:
+        parser.error(f"argument --case: expected some of {', '.join(CASES)}, found {', '.join(unknown)}")
+    for program in ("valgrind", "redis-server", "rustc"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is not installed")
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
@@ -285,7 +290,7 @@ def main():
     wrong = []
     for name, binary in options.builds:
         held = figures.setdefault(name, {})
-        for case in options.case.split(","):
+        for case in cases:
             now, was, called = measured(binary, case), held.get(case), f"{name}, {case}"
             print(f"{called}: {now}" + (f" (the file: {was}, {now / was - 1:+.1%})" if was else ""), flush=True)
             wrong += filter(None, [judged(called, was, now)])
@@ -294,7 +299,8 @@ def main():
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
     elif wrong and machine != made_on:
         print("\n".join(wrong))
-        print(f"The file was made on {made_on}, this is {machine}: told, not held against the change.")
+        print(f"The file was made on {made_on}, this is {machine}: told, not held against the change. By another compiler the "
+              "profile fits no longer: `make profile` before `make instructions UPDATE=1`.")
     elif wrong:
         sys.exit("\n".join([
             "",

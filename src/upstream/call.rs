@@ -36,7 +36,8 @@ pub(super) async fn run(
     let servers = upstream.roster.get().await;
     let place = upstream.room.enter().await.inspect_err(|_| upstream.telemetry.limited(Limit::MaxPending))?;
     let (head, content) = request.into_parts();
-    let mut call = Call { upstream, servers, worker, options, head, remade, source: Source::new(content) };
+    let (asked_upgrade, source) = (head.headers.contains_key(UPGRADE), Source::new(content));
+    let mut call = Call { upstream, servers, worker, options, head, asked_upgrade, remade, source };
     let (response, connection, attempt) = call.send().await?;
     let holds = Holds { in_flight: attempt.succeeded(), _place: place, _connection: connection };
     Ok(response.map(|content| ResponseBody::new(content, holds, upstream.config.idle_timeout)))
@@ -49,6 +50,8 @@ struct Call<'a> {
     options: &'a CallOptions,
     /// What is to be sent; without its fields, where these are with an attempt and no copy was made.
     head: Parts,
+    /// Whether they ask for another protocol.
+    asked_upgrade: bool,
     /// Makes the fields anew.
     remade: Option<Remade<'a>>,
     source: Source,
@@ -76,8 +79,7 @@ impl Call<'_> {
     }
 
     async fn exchange(&mut self, server: &Server, is_last: bool) -> Result<(Response<Incoming>, Hold), Failure> {
-        let asked_upgrade = self.head.headers.contains_key(UPGRADE);
-        let is_repeatable = self.head.method.is_safe() && self.source.is_empty() && !asked_upgrade;
+        let is_repeatable = self.head.method.is_safe() && self.source.is_empty() && !self.asked_upgrade;
         let fields = self.fields(is_last && !is_repeatable);
         match self.attempt(server, fields, false).await {
             // The server has closed what was kept open, as it may at any time; that tells nothing of it, and nothing of
@@ -107,8 +109,7 @@ impl Call<'_> {
         fields: HeaderMap,
         must_be_new: bool,
     ) -> Result<(Response<Incoming>, Hold), Failure> {
-        let asked_upgrade = fields.contains_key(UPGRADE);
-        let pool = server.pool(self.worker, asked_upgrade);
+        let pool = server.pool(self.worker, self.asked_upgrade);
         let mut request = Request::new(self.source.body());
         request.method_mut().clone_from(&self.head.method);
         *request.headers_mut() = fields;
@@ -121,7 +122,7 @@ impl Call<'_> {
                 .address(&mut request, &self.head.uri, self.options.client_host.as_ref(), lease.version())
                 .ok_or_else(|| Failure::sent(UpstreamError::Protocol, "the target makes no valid uri"))?;
             let (sent, hold) = lease.send(request);
-            let outcome = self.await_head(sent, &interims).await.and_then(|sent| judged(sent, asked_upgrade));
+            let outcome = self.await_head(sent, &interims).await.and_then(|sent| judged(sent, self.asked_upgrade));
             let failed = match outcome {
                 Ok(Ok(response)) => return Ok((response, hold)),
                 Ok(Err(error)) => Ok(error),

@@ -166,6 +166,19 @@ async fn what_is_asked_again_is_asked_with_the_same_fields() {
 }
 
 #[tokio::test]
+async fn what_asks_for_another_protocol_is_not_asked_again_by_whichever_server() {
+    for is_first in [true, false] {
+        let origin = closing_when_asked_again();
+        let urls = if is_first { vec![origin.url()] } else { vec![refusing(), origin.url()] };
+        let route = "request_headers = { set = { upgrade = \"h2c\" } }";
+        let proxy = Proxy::start(&toml(&format!("urls = {urls:?}"), route));
+        let client = client();
+        let statuses = [get(&client, &proxy.url("/a")).await.status, get(&client, &proxy.url("/b")).await.status];
+        assert_eq!(statuses, [200, 502], "{urls:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_may_have_had_an_effect_is_never_sent_twice() {
     let origin = closing_when_asked_again();
     let proxy = Proxy::start(&one_route(&origin.url(), "cache = false"));
