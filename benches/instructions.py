@@ -14,7 +14,7 @@ Another release of Rust may move them all.
 A figure above the file's by more than TOLERANCE is a failure: the path has become slower. One as far below is told of: the
 file no longer guards what was gained, and is to be written anew. Of the build by profile it also tells that the profile no
 longer fits: by other dependencies, features or compilers all names change, and what it gains is lost without a word.
-Needs valgrind and redis-server; Python 3 alone otherwise.
+Needs valgrind, redis-server and rustc; Python 3 alone otherwise.
 """
 
 import argparse

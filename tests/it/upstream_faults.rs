@@ -167,9 +167,9 @@ async fn what_is_asked_again_is_asked_with_the_same_fields() {
 
 #[tokio::test]
 async fn what_asks_for_another_protocol_is_not_asked_again_by_whichever_server() {
-    for is_first in [true, false] {
+    for is_alone in [true, false] {
         let origin = closing_when_asked_again();
-        let urls = if is_first { vec![origin.url()] } else { vec![refusing(), origin.url()] };
+        let urls = if is_alone { vec![origin.url()] } else { vec![refusing(), origin.url()] };
         let route = "request_headers = { set = { upgrade = \"h2c\" } }";
         let proxy = Proxy::start(&toml(&format!("urls = {urls:?}"), route));
         let client = client();
