@@ -251,7 +251,7 @@ async fn a_refused_connection_leads_to_another_server_with_the_whole_content() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_written_is_never_sent_again() {
+async fn what_may_have_been_written_to_a_new_connection_is_never_sent_again() {
     let (breaking, _) = answering("").await;
     let (good, count) = answering(OK).await;
     let upstream = upstream(config(&[breaking, good]));
