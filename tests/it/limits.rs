@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::protocols::raw_exchange;
+use crate::world::load::{met, until_met};
 use crate::world::proxy::{one_route, one_route_with_redis};
 use crate::world::redis::free_port;
 use crate::world::{Origin, Proxy, RawOrigin, Redis, builder, client, field, get, got, reply};
@@ -22,20 +23,6 @@ const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 /// With these keys of `[server.limits]`.
 fn limited(limits: &str, upstream: &str, route: &str) -> String {
     format!("[server.limits]\n{limits}\n\n{}", one_route(upstream, route))
-}
-
-/// How often a limit was met.
-async fn met(proxy: &Proxy, limit: &str) -> u64 {
-    proxy.stats().await["limits"][limit].as_u64().expect("a limit that is counted")
-}
-
-async fn until_met(proxy: &Proxy, limit: &str, times: u64) {
-    let waiting = async {
-        while met(proxy, limit).await < times {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{limit} is not met {times} times"));
 }
 
 /// Whether the proxy has closed it.

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::world::load::until;
+use crate::world::load::{until, until_met};
 use crate::world::proxy::one_route;
 use crate::world::{Origin, Proxy, RawOrigin, client, field, get, h2c_client, reply};
 
@@ -301,30 +301,39 @@ async fn a_reset_in_the_middle_is_seen_by_clients_of_both_protocols_and_nothing_
 
 #[tokio::test]
 async fn a_storm_of_errors_is_bridged_and_overwrites_nothing_that_is_good() {
-    let storming = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let storm = Arc::clone(&storming);
+    let (storming, storm) = tokio::sync::watch::channel(false);
+    let (release, released) = tokio::sync::watch::channel(0);
     let origin = Origin::start(move |seen| {
-        let is_storming = storm.load(Ordering::SeqCst);
+        let (is_storming, mut released) = (*storm.borrow(), released.clone());
         async move {
             let status = [500, 502, 503, 504][seen.nth % 4];
             let fields = [("cache-control", "max-age=60, stale-if-error=600")];
-            if is_storming { reply(status, &fields, "bad") } else { reply(200, &fields, &format!("good {}", seen.nth)) }
+            if !is_storming {
+                return reply(200, &fields, &format!("good {}", seen.nth));
+            }
+            // Until the whole herd is there: one fetches, eight wait, and one finds no place.
+            released.wait_for(|herds| *herds >= seen.nth).await.unwrap();
+            reply(status, &fields, "bad")
         }
     });
-    let proxy = Proxy::start(&one_route(&origin.url(), "status_ttl = { 500 = \"1m\", 503 = \"1m\" }"));
-    let client = client();
-    assert_eq!(get(&client, &proxy.url("/a")).await.body, "good 0");
-    storming.store(true, Ordering::SeqCst);
-    for _ in 0..8 {
+    let toml = one_route(&origin.url(), "collapse_waiters = 8\nstatus_ttl = { 500 = \"1m\", 503 = \"1m\" }");
+    let proxy = Proxy::start(&toml);
+    let (client, url) = (client(), proxy.url("/a"));
+    assert_eq!(get(&client, &url).await.body, "good 0");
+    storming.send_replace(true);
+    for herds in 1..=8 {
         proxy.clock.advance(Duration::from_secs(61));
-        let url = proxy.url("/a");
-        let herd = join_all((0..10).map(|_| get(&client, &url))).await;
+        let releasing = async {
+            until_met(&proxy, "collapse_waiters", herds).await;
+            release.send_replace(herds as usize);
+        };
+        let (herd, ()) = tokio::join!(join_all((0..10).map(|_| get(&client, &url))), releasing);
         assert!(herd.iter().all(|it| it.status == 200 && it.body == "good 0"), "{herd:?}");
     }
-    assert!(origin.count("/a") <= 9 + 8, "errors are shared, too: {}", origin.count("/a"));
-    storming.store(false, Ordering::SeqCst);
+    assert_eq!(origin.count("/a"), 9, "errors are shared, too");
+    storming.send_replace(false);
     proxy.clock.advance(Duration::from_secs(61));
-    let back = get(&client, &proxy.url("/a")).await;
+    let back = get(&client, &url).await;
     assert!(back.body.starts_with("good ") && back.body != "good 0", "{back:?}");
 }
 

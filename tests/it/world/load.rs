@@ -174,3 +174,17 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// How often a limit was met.
+pub async fn met(proxy: &Proxy, limit: &str) -> u64 {
+    proxy.stats().await["limits"][limit].as_u64().expect("a limit that is counted")
+}
+
+/// Waits until a limit was met as often.
+pub async fn until_met(proxy: &Proxy, limit: &str, times: u64) {
+    let begun = Instant::now();
+    while met(proxy, limit).await < times {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{limit} is not met {times} times");
+        tokio::task::yield_now().await;
+    }
+}
