@@ -26,7 +26,7 @@ load() {
         --binary "$folder/counting/$host/release/aside" --cpu "$cpus" --load-cpu "$cpus" --json "$folder/load.json" --alone "$@"
 }
 load --rounds 1 --seconds 2 --case hit-1k,hit-16k,hit-256k,keys,redis,http2,herd
-# As many misses as hits: the compiler takes what runs in the fewest of all requests for what matters least.
+# About as many misses as hits: the compiler takes what runs in the fewest of all requests for what matters least.
 load --rounds 5 --seconds 6 --case miss
 # Without the functions that never ran: the build is the same, the file a quarter.
 "$profdata" merge --sparse -o "benches/profile/$host.profdata" "$folder/counts"
