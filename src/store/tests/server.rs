@@ -88,6 +88,34 @@ impl Server {
     }
 }
 
+/// What a server is asked from when this is made.
+pub(super) struct Asked<'s> {
+    server: &'s Server,
+    lines: BufReader<TcpStream>,
+}
+
+impl<'s> Asked<'s> {
+    pub(super) fn of(server: &'s Server) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.write_all(b"MONITOR\r\n").unwrap();
+        let mut lines = BufReader::new(stream);
+        let mut answer = String::new();
+        lines.read_line(&mut answer).unwrap();
+        assert_eq!(answer, "+OK\r\n");
+        Self { server, lines }
+    }
+
+    /// How many `MGET`, and how many `GETRANGE` of records: the ledger is looked at every second.
+    pub(super) fn reads(self) -> (usize, usize) {
+        self.server.command("ECHO until-here").expect("redis answers");
+        let lines = self.lines.lines().map(|line| line.expect("redis tells all"));
+        let lines: Vec<String> = lines.take_while(|line| !line.contains("until-here")).collect();
+        let count = |begin: &str| lines.iter().filter(|line| line.contains(begin)).count();
+        (count("] \"MGET\" \"t:r:"), count("] \"GETRANGE\" \"t:r:"))
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();

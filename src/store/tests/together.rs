@@ -3,18 +3,11 @@
 use futures_util::future::join_all;
 
 use super::redis::{attached, check, connected, flush, redis_config, stats, until};
-use super::server::Server;
+use super::server::{Asked, Server};
 use super::*;
 
 fn asks(count: usize) -> Vec<Ask> {
     (0..count).map(|nth| ask(&format!("/{nth}"), &[])).collect()
-}
-
-/// How often Redis was sent a command since its statistics were reset.
-fn calls(server: &Server, command: &str) -> usize {
-    let stats = server.command("INFO commandstats").unwrap();
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
 }
 
 /// So many lookups that find nothing, one after the other, that values count as short.
@@ -22,10 +15,6 @@ async fn expect_short(world: &World) {
     for nth in 0..40 {
         world.get(&ask(&format!("/nothing/{nth}"), &[])).await;
     }
-}
-
-fn reset(server: &Server) {
-    server.command("CONFIG RESETSTAT").unwrap();
 }
 
 async fn put_all(world: &World, asks: &[Ask]) {
@@ -57,16 +46,16 @@ async fn what_comes_together_is_asked_for_in_few_commands_and_each_gets_its_own(
     }
     flush(&world).await;
     expect_short(&world).await;
-    reset(&server);
+    let asked = Asked::of(&server);
     let told = |nth| if nth % 10 == 0 { Err(Missing::Key) } else { Ok(format!("body {nth}")) };
     assert_eq!(bodies(&world, &asks).await, (0..200).map(told).collect::<Vec<_>>());
     // The first goes alone, and 199 in commands for 16.
-    assert_eq!((calls(&server, "mget"), calls(&server, "getrange")), (13, 1));
-    reset(&server);
+    assert_eq!(asked.reads(), (13, 1));
+    let asked = Asked::of(&server);
     for ask in &asks[..3] {
         world.get(ask).await;
     }
-    assert_eq!((calls(&server, "mget"), calls(&server, "getrange")), (0, 3), "one after the other");
+    assert_eq!(asked.reads(), (0, 3), "one after the other");
     assert_eq!((stats(&world).errors, stats(&world).timeouts, stats(&world).dropped_writes), (0, 0, 0));
 }
 
@@ -80,9 +69,9 @@ async fn what_is_long_is_asked_for_alone() {
     asks[..32].iter().for_each(|ask| assert_eq!(world.put(ask, world.response(&[], &long)), Put::Stored));
     flush(&world).await;
     let commands = async |asks: &[Ask]| {
-        reset(&server);
+        let asked = Asked::of(&server);
         assert!(bodies(&world, asks).await.iter().all(Result::is_ok));
-        (calls(&server, "mget"), calls(&server, "getrange"))
+        asked.reads()
     };
     assert_eq!(commands(&asks[32..]).await, (2, 1), "31 in two commands");
     commands(&asks[..32]).await;
@@ -149,11 +138,13 @@ async fn where_one_may_not_be_read_the_others_are_asked_for_alone() {
     let others = asks.iter().enumerate().filter(|(nth, _)| *nth != 5);
     let others: Vec<String> = others.map(|(_, ask)| format!("~{}", key_of(ask))).collect();
     server.command(&format!("ACL SETUSER default resetkeys ~t:ledger {}", others.join(" "))).unwrap();
+    let mut reads = (0, 0);
     for _ in 0..2 {
+        let asked = Asked::of(&server);
         assert_eq!(bodies(&world, &asks).await, all_but_the_sixth(Missing::Unavailable));
-        reset(&server);
+        reads = asked.reads();
     }
-    assert_eq!(calls(&server, "mget"), 0, "for some time none goes with others");
+    assert_eq!(reads.0, 0, "for some time none goes with others");
     assert!(stats(&world).errors > 0, "told");
 }
 
