@@ -1,7 +1,7 @@
 # What a change is held to. `.ci/run` calls these targets; so may you.
 
 .DEFAULT_GOAL := build
-.PHONY: build profiled profile test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
+.PHONY: build plain profile test lint conformance instructions bench soak fuzz image demo redis-server valgrind clean
 
 CONFORMANCE := tests/conformance
 VALKEY := target/valkey/valkey-server
@@ -11,12 +11,13 @@ IMAGE ?= aside
 FUZZ_TARGETS ?= cache_control configuration head range record target vary
 FUZZ_SECONDS ?= 60
 
+# The release laid out by a profile of itself under load, as the image has it: target/profiled/aside (docs/performance.md).
 build:
-	cargo build --release --locked
-
-# The release build laid out by a profile of itself under load, as the image has it: target/profiled/aside (docs/performance.md).
-profiled:
 	benches/profiled.sh
+
+# The release as cargo builds it by itself: target/release/aside.
+plain:
+	cargo build --release --locked
 
 # Takes that profile anew.
 profile: redis-server
@@ -47,7 +48,7 @@ $(CONFORMANCE)/node_modules/.package-lock.json: $(CONFORMANCE)/package.json $(CO
 	@touch $@
 
 # What a request costs either build in instructions, held to benches/instructions.json. UPDATE=1 writes the file.
-instructions: build profiled redis-server valgrind
+instructions: plain build redis-server valgrind
 	python3 benches/instructions.py plain=target/release/aside profiled=target/profiled/aside $(if $(UPDATE),--update)
 
 # What each step of a request costs by itself, then aside beside bare hyper and nginx (docs/performance.md). With BENCH, options
@@ -56,10 +57,10 @@ bench: build redis-server
 	$(if $(BENCH),,$(BENCHES) cargo bench --locked --manifest-path benches/Cargo.toml --bench micro)
 	$(BENCHES) cargo bench --locked --manifest-path benches/Cargo.toml --bench side_by_side -- $(BENCH)
 
-# The release build under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
+# The release under load, with random faults of Redis and the upstream: nothing may grow, and no client may see what
 # the upstream did not do. Ten minutes; SOAK_SECONDS says otherwise.
 soak: build redis-server
-	SOAK_ASIDE=$(CURDIR)/target/release/aside \
+	SOAK_ASIDE=$(CURDIR)/target/profiled/aside \
 		cargo test --locked --test it soak:: -- --ignored --nocapture
 
 # Each fuzz target for FUZZ_SECONDS, from its seeds and what failed once; needs nightly Rust and cargo-fuzz.

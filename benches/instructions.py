@@ -35,7 +35,7 @@ from pathlib import Path
 FIGURES = Path(__file__).with_name("instructions.json")
 # Wider than the noise, for the C library and blake3 choose by what the CPU can do.
 TOLERANCE = 0.08
-# `make build` and `make profiled`.
+# `make plain` and `make build`.
 BUILDS = ("plain", "profiled")
 # For whatever must happen within a run; a broken binary fails instead of waiting for ever.
 PATIENCE = 60

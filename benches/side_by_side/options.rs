@@ -17,7 +17,7 @@ pub struct Options {
     #[arg(long, value_delimiter = ',')]
     pub case: Vec<String>,
     /// The `aside` that is measured.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/aside"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/profiled/aside"))]
     pub binary: PathBuf,
     /// The contender's CPU.
     #[arg(long, default_value = "0")]

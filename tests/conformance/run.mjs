@@ -19,7 +19,7 @@ const STORES = ['memory', 'redis']
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    bin: { type: 'string', default: path.join(root, 'target/release/aside') },
+    bin: { type: 'string', default: path.join(root, 'target/profiled/aside') },
     id: { type: 'string' }
   }
 })
