@@ -18,6 +18,10 @@ const HERD: usize = 200;
 const IDLE: usize = 10_000;
 const SPREAD: usize = 64;
 const WORKERS: usize = 2;
+/// CPUs' worth of time that others may use before a latency is doubted: of a hundredth p99 itself is made.
+const LATENCY_NOISE_MAX: f64 = 0.01;
+/// How often a latency is taken, until others leave it alone.
+const LATENCY_TRIES: usize = 5;
 
 /// A case.
 pub struct Case {
@@ -31,6 +35,8 @@ pub struct Case {
     pub hits: bool,
     /// The length of the body.
     pub length: usize,
+    /// CPUs' worth of time that others may use before a measurement is doubted.
+    pub noise_max: f64,
     /// In the order of a round.
     pub contenders: &'static [Contender],
     /// Measures one contender.
@@ -51,6 +57,7 @@ const USUAL: Case = Case {
     figure: CPU_US,
     hits: true,
     length: KIB,
+    noise_max: 0.1,
     contenders: ALL,
     run: |stage| hot(stage, KIB, 64),
 };
@@ -99,7 +106,14 @@ pub const CASES: &[Case] = &[
     Case { name: "http2", title: "HTTP/2 hot hit, 1 KiB", run: http2, ..USUAL },
     Case { name: "idle", title: "10,000 idle connections", figure: CONNECTION_KIB, run: idle, ..USUAL },
     Case { name: "routes", title: "hot hit, 10,000 routes against one", contenders: &[ASIDE, ASIDE_ROUTES], ..USUAL },
-    Case { name: "half", title: "hot hit at half the load", figure: P99_OVER_P50, run: half_load, ..USUAL },
+    Case {
+        name: "half",
+        title: "hot hit at half the load",
+        figure: P99_OVER_P50,
+        noise_max: LATENCY_NOISE_MAX,
+        run: half_load,
+        ..USUAL
+    },
     Case {
         name: "workers",
         title: "64 connections over 2 workers",
@@ -165,7 +179,15 @@ fn half_load(stage: &Stage<'_>) -> Result<Figures, String> {
     stage.warm(&path)?;
     wrk(stage, &prefix, 1, 64, WARM_UP_SECONDS)?;
     let most = measured(stage, || wrk(stage, &prefix, 1, 64, WARM_UP_SECONDS))?;
-    measured(stage, || paced(stage, &path, most[RATE] / 2.0, stage.options.seconds))
+    let at_half = || measured(stage, || paced(stage, &path, most[RATE] / 2.0, stage.options.seconds));
+    let mut figures = at_half()?;
+    for _ in 1..LATENCY_TRIES {
+        if figures[NOISE] <= LATENCY_NOISE_MAX {
+            break;
+        }
+        figures = at_half()?;
+    }
+    Ok(figures)
 }
 
 fn spread(stage: &Stage<'_>) -> Result<Figures, String> {

@@ -1,7 +1,7 @@
 //! What processes use, as Linux tells it in `/proc`.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::read_to_string;
+use std::fs::{DirEntry, read_to_string};
 
 /// `USER_HZ`, in which `/proc` counts; the same on every architecture that Rust's Linux targets run on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -11,18 +11,26 @@ pub fn cpu_seconds(root: u32) -> f64 {
     tree(root).into_iter().filter_map(stat).map(|stat| stat[11..15].iter().sum::<f64>()).sum::<f64>() / TICKS_PER_SECOND
 }
 
-/// The CPU time of this process and of the children that have ended.
-pub fn own_cpu_seconds() -> f64 {
-    stat(std::process::id()).map_or(0.0, |stat| stat[11..15].iter().sum::<f64>() / TICKS_PER_SECOND)
+/// The CPU time of all tasks, the kernel's too, that are neither this process nor below it, and what a hypervisor took.
+pub fn others_seconds() -> f64 {
+    let own = tree(std::process::id());
+    processes().filter(|process| !own.contains(process)).map(running_seconds).sum::<f64>() + stolen_seconds()
 }
 
-/// The CPU time that the whole machine has spent.
-pub fn busy_seconds() -> f64 {
+/// How long the tasks of a process have run: to the nanosecond, where the kernel tells (`CONFIG_SCHED_INFO`).
+fn running_seconds(process: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let nanoseconds = |task: DirEntry| {
+        read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    let told: Option<f64> = tasks.map(nanoseconds).sum();
+    told.map_or_else(|| cpu_seconds(process), |nanoseconds| nanoseconds / 1e9)
+}
+
+fn stolen_seconds() -> f64 {
     let text = read_to_string("/proc/stat").unwrap_or_default();
-    let line = text.lines().next().unwrap_or_default();
-    let times: Vec<f64> = line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
-    let idle: f64 = times.iter().skip(3).take(2).sum();
-    (times.iter().sum::<f64>() - idle) / TICKS_PER_SECOND
+    let stolen = text.lines().next().and_then(|all| all.split_whitespace().nth(8)?.parse::<f64>().ok());
+    stolen.unwrap_or(0.0) / TICKS_PER_SECOND
 }
 
 /// The files that each epoll of a process watches, one epoll for each worker.
@@ -50,10 +58,9 @@ pub fn memory_kib(root: u32) -> f64 {
 /// A process and all below it.
 fn tree(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if let Some(stat) = stat(id) {
-            children.entry(stat[1] as u32).or_default().push(id);
+    for process in processes() {
+        if let Some(stat) = stat(process) {
+            children.entry(stat[1] as u32).or_default().push(process);
         }
     }
     let (mut found, mut next) = (vec![root], 0);
@@ -62,6 +69,11 @@ fn tree(root: u32) -> Vec<u32> {
         next += 1;
     }
     found
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The fields of a process' `stat` after its name.

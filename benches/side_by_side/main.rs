@@ -17,7 +17,7 @@ use clap::Parser;
 use serde_json::json;
 
 use cases::{CASES, Case};
-use measure::{Figures, NOISE, NOISE_MAX};
+use measure::{Figures, NOISE};
 use options::{Options, Part};
 use report::{Outcome, Row};
 use stage::{Contender, Stage};
@@ -109,8 +109,8 @@ fn outcome(case: &'static Case, options: &Options) -> Outcome {
 fn told(case: &Case, result: &Result<Figures, String>) -> String {
     match result {
         Ok(figures) => {
-            let noise = figures.get(NOISE).filter(|noise| **noise > NOISE_MAX);
-            let doubt = noise.map_or_else(String::new, |noise| format!(" (doubtful: others used {noise:.2} CPUs)"));
+            let noise = figures.get(NOISE).filter(|noise| **noise > case.noise_max);
+            let doubt = noise.map_or_else(String::new, |noise| format!(" (doubtful: others used {noise:.3} CPUs)"));
             format!("{} {:.2}{doubt}", case.figure, figures.get(case.figure).copied().unwrap_or(f64::NAN))
         }
         Err(why) => format!("skipped: {why}"),

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::load::Load;
-use super::machine::{busy_seconds, cpu_seconds, memory_kib, own_cpu_seconds};
+use super::machine::{cpu_seconds, memory_kib, others_seconds};
 use super::stage::Stage;
 
 /// Figures by name.
 pub type Figures = BTreeMap<&'static str, f64>;
 
-/// CPUs' worth of time that others may use before a measurement is doubted.
-pub const NOISE_MAX: f64 = 0.1;
 /// The part of the requests that may have no latency before a measurement is doubted: of a hundredth p99 itself is made.
 pub const UNSEEN_MAX: f64 = 0.005;
 
@@ -60,8 +58,7 @@ pub fn watched<T>(stage: &Stage<'_>, load: impl FnOnce() -> Result<T, String>) -
     let used = Used {
         contender: used.contender - before.contender,
         redis: used.redis - before.redis,
-        rest: used.rest - before.rest,
-        machine: used.machine - before.machine,
+        others: used.others - before.others,
         seconds: begun.elapsed().as_secs_f64(),
     };
     Ok((load, used))
@@ -71,9 +68,7 @@ pub fn watched<T>(stage: &Stage<'_>, load: impl FnOnce() -> Result<T, String>) -
 pub struct Used {
     contender: f64,
     redis: f64,
-    /// The origin, and what loads.
-    rest: f64,
-    machine: f64,
+    others: f64,
     /// In which they were used.
     seconds: f64,
 }
@@ -83,14 +78,13 @@ impl Used {
         Self {
             contender: cpu_seconds(stage.process.id()),
             redis: stage.redis.as_ref().map_or(0.0, |redis| cpu_seconds(redis.id())),
-            rest: cpu_seconds(stage.origin.id()) + own_cpu_seconds(),
-            machine: busy_seconds(),
+            others: others_seconds(),
             seconds: 0.0,
         }
     }
 
     /// How many CPUs were used by what is no part of the measurement.
     pub fn by_others(&self) -> f64 {
-        (self.machine - self.contender - self.redis - self.rest).max(0.0) / self.seconds
+        self.others / self.seconds
     }
 }

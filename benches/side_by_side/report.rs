@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::cases::Case;
 use super::measure::{
-    BUSIEST_OVER_MEAN, CONNECTION_KIB, CPU_US, ERRORS, Figures, LAST_MS, MEMORY_MIB, NOISE, NOISE_MAX, P50_MS, P99_MS,
+    BUSIEST_OVER_MEAN, CONNECTION_KIB, CPU_US, ERRORS, Figures, LAST_MS, MEMORY_MIB, NOISE, P50_MS, P99_MS,
     P99_OVER_P50, RATE, REDIS_US, UNSEEN, UNSEEN_MAX, UPSTREAM_REQUESTS,
 };
 
@@ -127,8 +127,8 @@ fn besides(outcome: &Outcome, row: &Row) -> String {
     if let Some(errors) = row.median(ERRORS).filter(|errors| *errors > 0.0) {
         notes.push(format!("{errors:.0} ERRORS"));
     }
-    if let Some(noise) = row.median(NOISE).filter(|noise| *noise > NOISE_MAX) {
-        notes.push(format!("DOUBTFUL: others used {noise:.2} CPUs"));
+    if let Some(noise) = row.median(NOISE).filter(|noise| *noise > outcome.case.noise_max) {
+        notes.push(format!("DOUBTFUL: others used {noise:.3} CPUs"));
     }
     if let Some(unseen) = row.median(UNSEEN).filter(|unseen| *unseen > UNSEEN_MAX) {
         notes.push(format!("DOUBTFUL: {:.1} % not seen", unseen * 100.0));

@@ -65,8 +65,8 @@ pub struct Stage<'a> {
     pub http2_port: u16,
     /// The contender.
     pub process: Process,
-    /// What it asks.
-    pub origin: Process,
+    /// What it asks, which runs as long.
+    _origin: Process,
     /// Where it stores.
     pub redis: Option<Process>,
     /// Removed at the end.
@@ -104,7 +104,7 @@ impl<'a> Stage<'a> {
             http2_port = port;
         }
         let caches = contender != Contender::Hyper;
-        Ok(Self { options, port, http2_port, process, origin, redis, folder, origin_port, caches })
+        Ok(Self { options, port, http2_port, process, _origin: origin, redis, folder, origin_port, caches })
     }
 
     /// How many requests the origin was asked so far.
