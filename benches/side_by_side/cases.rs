@@ -153,7 +153,7 @@ fn cold_herd(stage: &Stage<'_>) -> Result<Figures, String> {
     stage.warm(&format!("{}0", prefix(0, KIB)))?;
     let before = stage.asked()?;
     let (last_ms, used) = watched(stage, || herd(stage, &format!("{}cold", prefix(200, KIB)), HERD))?;
-    Ok(Figures::from([(LAST_MS, last_ms), (UPSTREAM_REQUESTS, stage.asked()? - before), (NOISE, used.by_others())]))
+    Ok(Figures::from([(LAST_MS, last_ms), (UPSTREAM_REQUESTS, stage.asked()? - before), (NOISE, used.by_others)]))
 }
 
 fn http2(stage: &Stage<'_>) -> Result<Figures, String> {

@@ -11,10 +11,17 @@ pub fn cpu_seconds(root: u32) -> f64 {
     tree(root).into_iter().filter_map(stat).map(|stat| stat[11..15].iter().sum::<f64>()).sum::<f64>() / TICKS_PER_SECOND
 }
 
-/// The CPU time of all tasks, the kernel's too, that are neither this process nor below it, and what a hypervisor took.
-pub fn others_seconds() -> f64 {
+/// The CPU time of each process, the kernel's too, that is neither this one nor below it; as process 0, what a hypervisor took.
+pub fn others_seconds() -> HashMap<u32, f64> {
     let own = tree(std::process::id());
-    processes().filter(|process| !own.contains(process)).map(running_seconds).sum::<f64>() + stolen_seconds()
+    let others = processes().filter(|process| !own.contains(process));
+    others.map(|process| (process, running_seconds(process))).chain([(0, stolen_seconds())]).collect()
+}
+
+/// What they have used since then. What began and ended meanwhile is not known.
+pub fn others_seconds_since(before: &HashMap<u32, f64>) -> f64 {
+    let used = |(process, now): (u32, f64)| (now - before.get(&process).unwrap_or(&0.0)).max(0.0);
+    others_seconds().into_iter().map(used).sum()
 }
 
 /// How long the tasks of a process have run: to the nanosecond, where the kernel tells (`CONFIG_SCHED_INFO`).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::load::Load;
-use super::machine::{cpu_seconds, memory_kib, others_seconds};
+use super::machine::{cpu_seconds, memory_kib, others_seconds, others_seconds_since};
 use super::stage::Stage;
 
 /// Figures by name.
@@ -42,7 +42,7 @@ pub fn measured(stage: &Stage<'_>, load: impl FnOnce() -> Result<Load, String>) 
         (UPSTREAM_REQUESTS, stage.asked()? - asked),
         (ERRORS, load.errors),
         (UNSEEN, load.unseen),
-        (NOISE, used.by_others()),
+        (NOISE, used.by_others),
     ]);
     if stage.redis.is_some() {
         figures.insert(REDIS_US, used.redis / load.requests * 1e6);
@@ -52,39 +52,22 @@ pub fn measured(stage: &Stage<'_>, load: impl FnOnce() -> Result<Load, String>) 
 
 /// Runs a load and tells what was used meanwhile.
 pub fn watched<T>(stage: &Stage<'_>, load: impl FnOnce() -> Result<T, String>) -> Result<(T, Used), String> {
-    let (begun, before) = (Instant::now(), Used::until_now(stage));
+    let contender = || cpu_seconds(stage.process.id());
+    let redis = || stage.redis.as_ref().map_or(0.0, |redis| cpu_seconds(redis.id()));
+    let others = others_seconds();
+    let (begun, before) = (Instant::now(), (contender(), redis()));
     let load = load()?;
-    let used = Used::until_now(stage);
-    let used = Used {
-        contender: used.contender - before.contender,
-        redis: used.redis - before.redis,
-        others: used.others - before.others,
-        seconds: begun.elapsed().as_secs_f64(),
-    };
-    Ok((load, used))
+    let (contender, redis) = (contender() - before.0, redis() - before.1);
+    let by_others = others_seconds_since(&others) / begun.elapsed().as_secs_f64();
+    Ok((load, Used { contender, redis, by_others }))
 }
 
-/// CPU seconds.
+/// What was used meanwhile.
 pub struct Used {
+    /// CPU seconds.
     contender: f64,
+    /// CPU seconds.
     redis: f64,
-    others: f64,
-    /// In which they were used.
-    seconds: f64,
-}
-
-impl Used {
-    fn until_now(stage: &Stage<'_>) -> Self {
-        Self {
-            contender: cpu_seconds(stage.process.id()),
-            redis: stage.redis.as_ref().map_or(0.0, |redis| cpu_seconds(redis.id())),
-            others: others_seconds(),
-            seconds: 0.0,
-        }
-    }
-
     /// How many CPUs were used by what is no part of the measurement.
-    pub fn by_others(&self) -> f64 {
-        self.others / self.seconds
-    }
+    pub by_others: f64,
 }
