@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::load::{Idle, h2load, herd, paced, warm, wrk};
 use super::machine::{memory_kib, watched_files};
 use super::measure::{
-    BUSIEST_OVER_MEAN, CONNECTION_KIB, CPU_US, Figures, LAST_MS, MEMORY_MIB, NOISE, P99_OVER_P50, RATE,
-    UPSTREAM_REQUESTS, measured, watched,
+    BUSIEST_OVER_MEAN, CONNECTION_KIB, CPU_US, Figures, LAST_MS, MEMORY_MIB, NOISE, P99_OVER_P50, RATE, UNSEEN,
+    UNSEEN_MAX, UPSTREAM_REQUESTS, measured, watched,
 };
 use super::stage::{Contender, PLAIN, Setting, Stage};
 
@@ -20,7 +20,7 @@ const SPREAD: usize = 64;
 const WORKERS: usize = 2;
 /// CPUs' worth of time that others may use before a latency is doubted: of a hundredth p99 itself is made.
 const LATENCY_NOISE_MAX: f64 = 0.01;
-/// How often a latency is taken, until others leave it alone.
+/// How often a latency is taken, until others leave contender and clients alone.
 const LATENCY_TRIES: usize = 5;
 
 /// A case.
@@ -182,7 +182,7 @@ fn half_load(stage: &Stage<'_>) -> Result<Figures, String> {
     let at_half = || measured(stage, || paced(stage, &path, most[RATE] / 2.0, stage.options.seconds));
     let mut figures = at_half()?;
     for _ in 1..LATENCY_TRIES {
-        if figures[NOISE] <= LATENCY_NOISE_MAX {
+        if figures[NOISE] <= LATENCY_NOISE_MAX && figures[UNSEEN] <= UNSEEN_MAX {
             break;
         }
         figures = at_half()?;

@@ -18,7 +18,7 @@ pub fn others_seconds() -> HashMap<u32, f64> {
     others.map(|process| (process, running_seconds(process))).chain([(0, stolen_seconds())]).collect()
 }
 
-/// What they have used since then. What began and ended meanwhile is not known.
+/// What they have used since then. What ended meanwhile is not known, nor what a container does not show.
 pub fn others_seconds_since(before: &HashMap<u32, f64>) -> f64 {
     let used = |(process, now): (u32, f64)| (now - before.get(&process).unwrap_or(&0.0)).max(0.0);
     others_seconds().into_iter().map(used).sum()
@@ -30,8 +30,12 @@ fn running_seconds(process: u32) -> f64 {
     let nanoseconds = |task: DirEntry| {
         read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<f64>().ok()
     };
-    let told: Option<f64> = tasks.map(nanoseconds).sum();
-    told.map_or_else(|| cpu_seconds(process), |nanoseconds| nanoseconds / 1e9)
+    // One that has ended since it was listed tells nothing.
+    let told: Vec<f64> = tasks.filter_map(nanoseconds).collect();
+    match told.is_empty() {
+        true => stat(process).map_or(0.0, |stat| (stat[11] + stat[12]) / TICKS_PER_SECOND),
+        false => told.iter().sum::<f64>() / 1e9,
+    }
 }
 
 fn stolen_seconds() -> f64 {
