@@ -19,7 +19,7 @@ build:
 plain:
 	cargo build --release --locked
 
-# Takes that profile anew.
+# Takes the profile anew.
 profile: redis-server
 	benches/profile.sh
 
