@@ -40,10 +40,16 @@ impl Server {
         assert!(status.unwrap().success());
     }
 
+    /// A connection whose answers are waited for no longer than two seconds.
+    fn connection(&self) -> Option<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        Some(stream)
+    }
+
     /// Sends one inline command on a connection of its own and returns what comes first.
     pub(super) fn command(&self, line: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let mut stream = self.connection()?;
         stream.write_all(format!("{line}\r\n").as_bytes()).ok()?;
         let mut answer = [0; 65536];
         let length = stream.read(&mut answer).ok()?;
@@ -52,8 +58,7 @@ impl Server {
 
     /// Holds these bytes under a key, for a minute.
     pub(super) fn set(&self, key: &str, value: &[u8]) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut stream = self.connection().unwrap();
         let parts = [b"SET", key.as_bytes(), value, b"EX", b"60"];
         let mut command = format!("*{}\r\n", parts.len()).into_bytes();
         for part in parts {
@@ -68,8 +73,7 @@ impl Server {
 
     /// What a key holds.
     pub(super) fn value(&self, key: &str) -> Vec<u8> {
-        let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", self.port)).unwrap());
-        stream.get_ref().set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut stream = BufReader::new(self.connection().unwrap());
         stream.get_mut().write_all(format!("GET {key}\r\n").as_bytes()).unwrap();
         let mut length = String::new();
         stream.read_line(&mut length).unwrap();
@@ -96,8 +100,7 @@ pub(super) struct Asked<'s> {
 
 impl<'s> Asked<'s> {
     pub(super) fn of(server: &'s Server) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut stream = server.connection().unwrap();
         stream.write_all(b"MONITOR\r\n").unwrap();
         let mut lines = BufReader::new(stream);
         let mut answer = String::new();
